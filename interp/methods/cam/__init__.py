@@ -1,0 +1,1 @@
+"""Class activation maps: where in the image is the evidence for a class?"""

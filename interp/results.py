@@ -1,0 +1,226 @@
+"""What a lens returns: frozen, numpy only, with its units, its sign and how far it is from what it promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How far a result is from what its method promises (completeness, conservation, reconstruction)."""
+
+    value: float
+    meaning: str
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What every lens returns. Cost and method are filled in by the lens and take no part in equality."""
+
+    residual: Residual | None = field(default=None, kw_only=True)
+    note: str = field(default="", kw_only=True)
+    """A sentence for the reader when the result needs one ("the map is negative everywhere")."""
+    method: str = field(default="", kw_only=True)
+    forwards: float = field(default=0, kw_only=True)
+    backwards: float = field(default=0, kw_only=True)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The numbers, by field."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that is not an array, as plain values."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        plain = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+        return {"type": type(self).__name__} | {
+            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in plain.items()
+        }
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        assert isinstance(other, Result)
+        cost = ("forwards", "backwards", "method")
+        mine, theirs = ({k: v for k, v in each.facts().items() if k not in cost} for each in (self, other))
+        pairs = [(value, other.arrays()[name]) for name, value in self.arrays().items()]
+        return mine == theirs and all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def reproduces(self, stored: dict[str, np.ndarray], tolerance: float = 1e-4) -> bool:
+        """Whether every number lies within `tolerance` of the scale of the stored ones."""
+        mine = self.arrays()
+        if mine.keys() != stored.keys() or any(mine[name].shape != stored[name].shape for name in mine):
+            return False
+        return all(
+            np.array_equal(mine[name], old)
+            if old.dtype.kind not in "fc"
+            else float(np.abs(mine[name] - old).max(initial=0)) <= tolerance * float(np.abs(old).max(initial=0))
+            for name, old in stored.items()
+        )
+
+    def to_npz(self) -> bytes:
+        """The arrays as an NPZ file without pickles; the rest as JSON text in its member `facts`."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, facts=np.array(json.dumps(self.facts())), **self.arrays())  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    def to_json(self) -> str:
+        """Everything as JSON; floats with seven significant digits."""
+        numbers = {name: _rounded(value) for name, value in self.arrays().items()}
+        return json.dumps(self.facts() | numbers)
+
+
+def _rounded(value: np.ndarray) -> Any:
+    if value.dtype.kind != "f":
+        return value.tolist()
+    return [_rounded(row) for row in value] if value.ndim > 1 else [float(f"{number:.7g}") for number in value]
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap(Result):
+    """What matters where in an image.
+
+    values: [height, width] on the layer's grid, signed and unscaled. size: height and width, in pixels, of the model's input.
+    box: where that input lies on the upright original (left, top, right, bottom as fractions of it).
+    units: what one unit of `values` means. signed: whether a negative value means evidence against.
+    """
+
+    values: np.ndarray
+    size: tuple[int, int]
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    target: str = ""
+    score: float = float("nan")
+    site: str = ""
+    units: str = ""
+    signed: bool = True
+
+    def at_input(self) -> np.ndarray:
+        """The map at the model's input size, [height, width], bilinear (pixel centres aligned, as in torch)."""
+        return resize(self.values, self.size)
+
+    def at_original(self, height: int, width: int) -> np.ndarray:
+        """The map on the upright original of that size; NaN where the model did not look."""
+        left, top, right, bottom = self.box
+        x0, x1 = (round(each * width) for each in (left, right))
+        y0, y1 = (round(each * height) for each in (top, bottom))
+        inside = resize(self.values, (max(y1 - y0, 1), max(x1 - x0, 1)))
+        whole = np.full((height, width), np.nan)
+        ys, xs = slice(max(y0, 0), min(y1, height)), slice(max(x0, 0), min(x1, width))
+        whole[ys, xs] = inside[ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0]
+        return whole
+
+    def share(self, mask: np.ndarray) -> float:
+        """The share of the positive part of the map that lies in `mask` [height, width] of the original; NaN without any."""
+        positive = np.nan_to_num(np.maximum(self.at_original(*mask.shape), 0))
+        total = float(positive.sum())
+        return float(positive[mask].sum()) / total if total > 0 else float("nan")
+
+    @property
+    def finding(self) -> str:
+        """The map in words, for those who can't see it."""
+        values = self.values
+        if not np.isfinite(values).all():
+            return "The map has values that are not finite."
+        if values.max() <= 0:
+            return "The map is zero everywhere." if not values.any() else "The map is nowhere positive: no evidence for this class."
+        row, column = np.unravel_index(int(values.argmax()), values.shape)
+        vertical = ("upper", "middle", "lower")[min(int(3 * (row + 0.5) / values.shape[0]), 2)]
+        horizontal = ("left", "centre", "right")[min(int(3 * (column + 0.5) / values.shape[1]), 2)]
+        positive = np.maximum(values, 0)
+        strong = float(positive[positive >= 0.5 * positive.max()].sum() / positive.sum())
+        area = float((positive >= 0.5 * positive.max()).mean())
+        return f"Peak at the {vertical} {horizontal}; {strong:.0%} of the positive part lies on {area:.0%} of the area."
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores(Result):
+    """One signed score per token. values: [token]."""
+
+    tokens: tuple[str, ...]
+    values: np.ndarray
+    target: str = ""
+    units: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGrid(Result):
+    """A matrix over rows (layers, say) and tokens: values [row, column], and a text for each cell where there is one."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: np.ndarray
+    texts: tuple[tuple[str, ...], ...] = ()
+    units: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph(Result):
+    """Nodes (named, with a value) and weighted edges between them: edges [edge, 2] of node numbers, weights [edge]."""
+
+    nodes: tuple[str, ...]
+    values: np.ndarray
+    edges: np.ndarray
+    weights: np.ndarray
+    units: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureList(Result):
+    """Features by number, each with an activation."""
+
+    features: np.ndarray
+    values: np.ndarray
+    labels: tuple[str, ...] = ()
+    units: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve(Result):
+    """y over x; several series share x. x [point], y [series, point]."""
+
+    x: np.ndarray
+    y: np.ndarray
+    series: tuple[str, ...]
+    x_label: str = ""
+    y_label: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Table(Result):
+    """Named columns of numbers: values [row, column]."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: np.ndarray
+    units: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Text(Result):
+    """A piece of text."""
+
+    text: str
+
+
+def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear interpolation with pixel centres aligned and the border repeated (torch's align_corners=False)."""
+
+    def weights(old: int, new: int) -> np.ndarray:
+        at = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, old - 1)
+        matrix = np.zeros((new, old))
+        matrix[np.arange(new), low] += 1 - (at - low)
+        matrix[np.arange(new), high] += at - low
+        return matrix
+
+    return weights(values.shape[0], size[0]) @ values.astype(np.float64) @ weights(values.shape[1], size[1]).T

@@ -1,0 +1,76 @@
+"""Site: the address of an activation, in TransformerLens's vocabulary."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from interp import Unsuitable
+
+PLAIN = ("embed", "input")
+"""Kinds without a layer. `embed` enters the first block; `input` is the pixels, or the token embeddings."""
+LAYERED = ("resid_pre", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post", "stage")
+HEADED = ("q", "k", "v", "pattern", "z")
+"""Kinds with a head axis: q k v z are [batch, position, head, d_head], pattern is [batch, head, query, key]."""
+HEAD_AXIS = {"q": 2, "k": 2, "v": 2, "z": 2, "pattern": 1}
+
+_TRANSFORMER_LENS = {
+    "hook_resid_pre": "resid_pre", "hook_attn_out": "attn_out", "hook_resid_mid": "resid_mid",
+    "hook_mlp_out": "mlp_out", "hook_resid_post": "resid_post", "mlp.hook_post": "mlp_post",
+    "attn.hook_v": "v", "attn.hook_pattern": "pattern", "attn.hook_z": "z",
+    "attn.hook_q": "hook_q", "attn.hook_k": "hook_k", "attn.hook_rot_q": "hook_rot_q", "attn.hook_rot_k": "hook_rot_k",
+}  # fmt: skip
+ROTARY = {"hook_q": "q", "hook_k": "k", "hook_rot_q": "q", "hook_rot_k": "k"}
+"""TransformerLens names that mean q or k on some models only: the model resolves or refuses them."""
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """The address of an activation: `Site("resid_post", 3)`, `Site("z", 3, head=5)`, `Site("stage", 2)`, `Site("input")`.
+
+    `Site("module", path="encoder.stages.3")` is the output of a module and `":in"` at the end of the path its first
+    input. `str(site)` ("z.3.5") and `Site.parse` are inverse.
+    """
+
+    kind: str
+    layer: int | None = None
+    head: int | None = None
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "module":
+            good = bool(self.path) and self.layer is None and self.head is None
+        elif self.kind in PLAIN:
+            good = self.layer is None and self.head is None and self.path is None
+        else:
+            known = self.kind in LAYERED or self.kind in HEADED or self.kind in ROTARY
+            good = known and self.path is None and isinstance(self.layer, int) and self.layer >= 0
+            good = good and (self.head is None or (self.kind in HEADED and self.head >= 0))
+        if not good:
+            raise Unsuitable(f"There is no site {self.kind!r} with {self.layer=}, {self.head=}, {self.path=}.")
+
+    def __str__(self) -> str:
+        if self.kind == "module":
+            return f"module:{self.path}"
+        return ".".join(str(part) for part in (self.kind, self.layer, self.head) if part is not None)
+
+    @staticmethod
+    def parse(text: str | Site) -> Site:
+        """Read "resid_post.3", "z.3.5", "stage.2", "module:encoder.stages.3:in" or a TransformerLens name.
+
+        Raises:
+            Unsuitable: the text names no site.
+        """
+        if isinstance(text, Site):
+            return text
+        if text.startswith("module:"):
+            return Site("module", path=text.removeprefix("module:"))
+        if text == "hook_embed":
+            return Site("embed")
+        if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", text):
+            if kind := _TRANSFORMER_LENS.get(match[2]):
+                return Site(kind, int(match[1]))
+        if match := re.fullmatch(r"([a-z_]+)(?:\.(\d{1,4}))?(?:\.(\d{1,5}))?", text):
+            kind, layer, head = match.groups()
+            return Site(kind, None if layer is None else int(layer), None if head is None else int(head))
+        raise Unsuitable(f"{text!r} names no site; write for example resid_post.3, z.3.5, stage.2 or module:PATH.")

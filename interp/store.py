@@ -1,0 +1,101 @@
+"""What is kept on disk, by content: uploads kept for links, results to compare with, artefacts of fits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_locks: dict[str, threading.Lock] = {}
+_locks_lock = threading.Lock()
+
+
+def folder() -> Path:
+    """Where everything lies: $ACTISCOPE_STORE, or `.actiscope` in the home directory."""
+    return Path(os.environ.get("ACTISCOPE_STORE") or Path.home() / ".actiscope")
+
+
+def keep_blob(data: bytes) -> str:
+    """Keep bytes and return the sha256 that finds them again."""
+    digest = hashlib.sha256(data).hexdigest()
+    path = _path("blobs", digest)
+    if not path.exists():
+        _write(path, data)
+    return digest
+
+
+def blob(digest: str) -> bytes | None:
+    """The bytes of that sha256, or None where they are not kept (or not a sha256, or damaged)."""
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        return None
+    path = _path("blobs", digest)
+    data = path.read_bytes() if path.exists() else None
+    return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
+
+
+def forget_blob(digest: str) -> None:
+    """Delete a kept upload."""
+    if re.fullmatch(r"[0-9a-f]{64}", digest):
+        _path("blobs", digest).unlink(missing_ok=True)
+
+
+def keep_numbers(digest: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keep the numbers of the experiment of that digest, unless they are kept already: the first answer is the record."""
+    path = _path("numbers", digest)
+    if not path.exists():
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        _write(path, buffer.getvalue())
+
+
+def numbers(digest: str) -> dict[str, np.ndarray] | None:
+    """The kept numbers of that experiment, or None."""
+    path = _path("numbers", digest)
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def artefact(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a fit by its key; made once, by whoever asks first, while others wait."""
+    with _lock(key):
+        found = numbers(key)
+        if found is None:
+            found = make()
+            keep_numbers(key, found)
+        return found
+
+
+def key_of(*parts: Any) -> str:
+    """sha256 of the canonical JSON of plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _path(kind: str, digest: str) -> Path:
+    return folder() / kind / digest[:2] / digest
+
+
+def _lock(key: str) -> threading.Lock:
+    with _locks_lock:
+        return _locks.setdefault(key, threading.Lock())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write so that a reader sees all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
