@@ -1,0 +1,176 @@
+"""One tiny random network per family: every weight, bias and statistic drawn, so that nothing hides behind a zero."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as T
+from torch import nn
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from interp.model import LanguageModel, VisionModel
+from interp.samples import Image
+
+VIT: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+DINO: dict[str, Any] = {key: value for key, value in VIT.items() if key != "intermediate_size"} | {"mlp_ratio": 2}
+SWIN: dict[str, Any] = {
+    "embed_dim": 16,
+    "depths": [1, 2],
+    "num_heads": [2, 2],
+    "window_size": 4,
+    "image_size": 32,
+    "patch_size": 4,
+}
+STAGES: dict[str, Any] = {"hidden_sizes": [8, 16], "depths": [1, 2]}
+LLAMA: dict[str, Any] = {
+    "vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32,
+    "max_position_embeddings": 128, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257,
+}  # fmt: skip
+
+VISION: dict[str, Callable[[], Any]] = {
+    "resnet": lambda: T.ResNetConfig(embedding_size=8, layer_type="basic", **STAGES),
+    "resnet_bottleneck": lambda: T.ResNetConfig(embedding_size=8, layer_type="bottleneck", **STAGES),
+    "regnet": lambda: T.RegNetConfig(embedding_size=8, groups_width=8, **STAGES),
+    "convnext": lambda: T.ConvNextConfig(num_stages=2, layer_scale_init_value=1.0, **STAGES),
+    "convnextv2": lambda: T.ConvNextV2Config(num_stages=2, **STAGES),
+    "efficientnet": lambda: T.EfficientNetConfig(
+        width_coefficient=0.25, depth_coefficient=0.2, hidden_dim=320, in_channels=[32, 16, 24], out_channels=[16, 24, 40],
+        kernel_sizes=[3, 3, 5], strides=[1, 2, 2], num_block_repeats=[1, 2, 2], expand_ratios=[1, 6, 6], depthwise_padding=[],
+    ),
+    "mobilenet_v2": lambda: T.MobileNetV2Config(depth_multiplier=0.25),
+    "vit": lambda: T.ViTConfig(**VIT),
+    "deit": lambda: T.DeiTConfig(**VIT),
+    "dinov2": lambda: T.Dinov2Config(layerscale_value=1.0, **DINO),
+    "dinov2_with_registers": lambda: T.Dinov2WithRegistersConfig(num_register_tokens=2, **DINO),
+    "beit": lambda: T.BeitConfig(layer_scale_init_value=0.5, use_relative_position_bias=True, **VIT),
+    "swin": lambda: T.SwinConfig(**SWIN),
+    "swinv2": lambda: T.Swinv2Config(**SWIN),
+}  # fmt: skip
+"""Configurations by family; `resnet_bottleneck` is the other kind of ResNet block."""
+
+LANGUAGE: dict[str, Callable[[], Any]] = {
+    "gpt2": lambda: T.GPT2Config(
+        vocab_size=258, n_embd=16, n_layer=3, n_head=2, n_positions=128, bos_token_id=256, eos_token_id=257, pad_token_id=257
+    ),
+    "llama": lambda: T.LlamaConfig(**LLAMA),
+    "mistral": lambda: T.MistralConfig(sliding_window=None, **LLAMA),
+    "qwen2": lambda: T.Qwen2Config(**LLAMA),
+    "qwen3": lambda: T.Qwen3Config(head_dim=4, **LLAMA),
+    "gemma2": lambda: T.Gemma2Config(head_dim=4, sliding_window=64, **LLAMA),
+    "gpt_neox": lambda: T.GPTNeoXConfig(**{key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}),
+    "opt": lambda: T.OPTConfig(
+        vocab_size=258, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=3, num_attention_heads=2, ffn_dim=32,
+        max_position_embeddings=128, bos_token_id=256, eos_token_id=257, pad_token_id=257,
+    ),
+}  # fmt: skip
+
+# these keep 64 px: their stems halve the map so often that 32 px would leave a single cell
+LARGE = ("efficientnet", "mobilenet_v2", "convnext", "convnextv2")
+CLASSES = ("cat", "dog", "teapot")
+
+
+def vision(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> VisionModel:
+    """A tiny image classifier of three classes (cat, dog, teapot); families are the keys of VISION."""
+    return _vision(family, dtype, seed)
+
+
+def language(family: str, seed: int = 0) -> LanguageModel:
+    """A tiny causal language model that reads bytes; families are the keys of LANGUAGE."""
+    return _language(family, seed)
+
+
+def image(seed: int = 0, width: int = 60, height: int = 40) -> Image:
+    """A random picture: smooth colours with noise, so that neighbouring pixels are alike and none are equal."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.uniform(40, 215, (4, 6, 3))
+    smooth = np.repeat(np.repeat(coarse, math.ceil(height / 4), 0), math.ceil(width / 6), 1)[:height, :width]
+    return Image.of((smooth + generator.normal(0, 15, (height, width, 3))).clip(0, 255).astype(np.uint8))
+
+
+def size(family: str) -> int:
+    """Height and width of the input in pixels."""
+    return 64 if family in LARGE else 32
+
+
+@functools.lru_cache(64)
+def _vision(family: str, dtype: torch.dtype, seed: int) -> VisionModel:
+    config = VISION[family]()
+    config.id2label = dict(enumerate(CLASSES))
+    config.label2id = {label: index for index, label in enumerate(CLASSES)}
+    network = _make(T.AutoModelForImageClassification, config, seed)
+    edge = size(family)
+    processor = ViTImageProcessorPil(size={"height": edge, "width": edge})
+    return VisionModel(network.to(dtype), processor, f"tiny {family}")
+
+
+@functools.lru_cache(64)
+def _language(family: str, seed: int) -> LanguageModel:
+    return LanguageModel(_make(T.AutoModelForCausalLM, LANGUAGE[family](), seed), tokenizer(), f"tiny {family}")
+
+
+@functools.lru_cache(1)
+def tokenizer() -> Any:
+    """One token per byte, and two special ones."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate([*alphabet, "<bos>", "<eos>"])}
+    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    return T.PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+    )
+
+
+def _make(kind: Any, config: Any, seed: int) -> nn.Module:
+    config.architectures = []
+    with torch.random.fork_rng(devices=[]):
+        network = kind.from_config(config)
+    draw(network, seed)
+    return network
+
+
+@torch.no_grad()
+def draw(network: nn.Module, seed: int) -> None:
+    """Draw every parameter and every BatchNorm statistic anew, at scales that keep activations of the order of one."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape, generator=generator)
+
+    for name, parameter in network.named_parameters():
+        if "logit_scale" in name:  # SwinV2's temperature, in logarithms
+            continue
+        norm = re.search(r"norm|bn|batch", name) is not None and parameter.dim() == 1
+        if (norm and name.endswith("weight")) or "lambda" in name or "layer_scale" in name:
+            parameter.copy_(1 + 0.2 * normal(parameter))
+        elif (
+            parameter.dim() >= 2
+            and name.endswith("weight")
+            and "grn" not in name
+            and "embed" not in name.rsplit(".", 2)[-2]
+        ):
+            parameter.copy_(normal(parameter) * math.sqrt(2 / parameter[0].numel()))
+        else:
+            parameter.copy_(0.3 * normal(parameter))
+    normed = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if normed:  # measured on noise first: statistics far from the real ones would make logits in the hundreds
+        for module in normed:
+            module.momentum = 1.0
+        with torch.random.fork_rng(devices=[]):
+            network.train()(pixel_values=torch.randn(8, 3, 64, 64, generator=generator))
+        network.eval()
+        for module in normed:
+            mean, variance = module.running_mean, module.running_var
+            assert mean is not None and variance is not None
+            mean.add_(0.3 * variance.sqrt() * normal(mean))
+            variance.mul_(0.5 + torch.rand(variance.shape, generator=generator))
