@@ -18,8 +18,13 @@ from interp.model import LanguageModel, VisionModel
 from interp.samples import Image
 
 VIT: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8,
-}  # fmt: skip
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
 DINO: dict[str, Any] = {key: value for key, value in VIT.items() if key != "intermediate_size"} | {"mlp_ratio": 2}
 SWIN: dict[str, Any] = {
     "embed_dim": 16,
@@ -31,9 +36,17 @@ SWIN: dict[str, Any] = {
 }
 STAGES: dict[str, Any] = {"hidden_sizes": [8, 16], "depths": [1, 2]}
 LLAMA: dict[str, Any] = {
-    "vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32,
-    "max_position_embeddings": 128, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257,
-}  # fmt: skip
+    "vocab_size": 258,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 128,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 257,
+}
 
 VISION: dict[str, Callable[[], Any]] = {
     "resnet": lambda: T.ResNetConfig(embedding_size=8, layer_type="basic", **STAGES),
@@ -42,8 +55,16 @@ VISION: dict[str, Callable[[], Any]] = {
     "convnext": lambda: T.ConvNextConfig(num_stages=2, layer_scale_init_value=1.0, **STAGES),
     "convnextv2": lambda: T.ConvNextV2Config(num_stages=2, **STAGES),
     "efficientnet": lambda: T.EfficientNetConfig(
-        width_coefficient=0.25, depth_coefficient=0.2, hidden_dim=320, in_channels=[32, 16, 24], out_channels=[16, 24, 40],
-        kernel_sizes=[3, 3, 5], strides=[1, 2, 2], num_block_repeats=[1, 2, 2], expand_ratios=[1, 6, 6], depthwise_padding=[],
+        width_coefficient=0.25,
+        depth_coefficient=0.2,
+        hidden_dim=320,
+        in_channels=[32, 16, 24],
+        out_channels=[16, 24, 40],
+        kernel_sizes=[3, 3, 5],
+        strides=[1, 2, 2],
+        num_block_repeats=[1, 2, 2],
+        expand_ratios=[1, 6, 6],
+        depthwise_padding=[],
     ),
     "mobilenet_v2": lambda: T.MobileNetV2Config(depth_multiplier=0.25),
     "vit": lambda: T.ViTConfig(**VIT),
@@ -53,12 +74,19 @@ VISION: dict[str, Callable[[], Any]] = {
     "beit": lambda: T.BeitConfig(layer_scale_init_value=0.5, use_relative_position_bias=True, **VIT),
     "swin": lambda: T.SwinConfig(**SWIN),
     "swinv2": lambda: T.Swinv2Config(**SWIN),
-}  # fmt: skip
+}
 """Configurations by family; `resnet_bottleneck` is the other kind of ResNet block."""
 
 LANGUAGE: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: T.GPT2Config(
-        vocab_size=258, n_embd=16, n_layer=3, n_head=2, n_positions=128, bos_token_id=256, eos_token_id=257, pad_token_id=257
+        vocab_size=258,
+        n_embd=16,
+        n_layer=3,
+        n_head=2,
+        n_positions=128,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=257,
     ),
     "llama": lambda: T.LlamaConfig(**LLAMA),
     "mistral": lambda: T.MistralConfig(sliding_window=None, **LLAMA),
@@ -67,10 +95,18 @@ LANGUAGE: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: T.Gemma2Config(head_dim=4, sliding_window=64, **LLAMA),
     "gpt_neox": lambda: T.GPTNeoXConfig(**{key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}),
     "opt": lambda: T.OPTConfig(
-        vocab_size=258, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=3, num_attention_heads=2, ffn_dim=32,
-        max_position_embeddings=128, bos_token_id=256, eos_token_id=257, pad_token_id=257,
+        vocab_size=258,
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        ffn_dim=32,
+        max_position_embeddings=128,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=257,
     ),
-}  # fmt: skip
+}
 
 # these keep 64 px: their stems halve the map so often that 32 px would leave a single cell
 LARGE = ("efficientnet", "mobilenet_v2", "convnext", "convnextv2")
