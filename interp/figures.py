@@ -1,0 +1,175 @@
+"""Result -> picture: overlays as images for the app and downloads, plotly figures for notebooks."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from dataclasses import dataclass
+from functools import lru_cache, singledispatch
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+
+from interp.results import Curve, Heatmap, Result, Table, TokenGrid, TokenScores, resize
+
+Colours = Literal["viridis", "cividis", "blue-vermilion", "grey"]
+_ANCHORS = {
+    "viridis": "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
+    "cividis": "00224e 123570 3b496c 575d6d 707173 8a8678 a59c74 c3b369 e1cc55 fee838",
+    "blue-vermilion": "0b5fa5 3f8fce 8fc1e6 d6e6f2 f7f7f5 fbdcc9 f3a37c e2703a c04510",
+    "grey": "000000 ffffff",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a map is drawn: signed or its positive part, how opaque, from which share of the scale, in which colours."""
+
+    signed: bool = False
+    opacity: float = 0.75
+    threshold: float = 0.0
+    colours: Colours = "viridis"
+
+
+@lru_cache
+def _table(colours: str) -> np.ndarray:
+    """256 colours [256, 3], uint8."""
+    anchors = np.array([[int(each[i : i + 2], 16) for i in (0, 2, 4)] for each in _ANCHORS[colours].split()], float)
+    at = np.linspace(0, len(anchors) - 1, 256)
+    return np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, each]) for each in range(3)], 1).round().astype(np.uint8)
+
+
+def scale_of(*maps: Heatmap) -> float:
+    """One scale for several maps: the largest magnitude in them; 1 where all are zero."""
+    largest = max((float(np.nanmax(np.abs(each.values))) for each in maps if each.values.size), default=0.0)
+    return largest if np.isfinite(largest) and largest > 0 else 1.0
+
+
+def overlay(values: np.ndarray, scale: float, look: Look) -> np.ndarray:
+    """Colours and opacity [height, width, 4], uint8, of a map: transparent where it says nothing, or is not defined."""
+    shown = np.nan_to_num(values / scale).clip(-1, 1)
+    if look.signed:
+        colours = look.colours if look.colours in ("blue-vermilion", "grey") else "blue-vermilion"
+        strength, index = np.abs(shown), (shown + 1) / 2
+    else:
+        colours, strength = look.colours, shown.clip(0, 1)
+        index = strength
+    rgba = np.empty((*shown.shape, 4), np.uint8)
+    rgba[..., :3] = _table(colours)[(index * 255).round().astype(int)]
+    # the photo stays visible where there is little evidence, and the middle of the scale is already well seen
+    alpha = look.opacity * strength**0.6
+    rgba[..., 3] = (np.where((strength >= look.threshold) & np.isfinite(values), alpha, 0) * 255).round()
+    return rgba
+
+
+def draw(heatmap: Heatmap, photo: PIL.Image.Image, look: Look = Look(), scale: float | None = None, side: int = 640) -> PIL.Image.Image:  # noqa: B008
+    """The photo with the map over it, longest side `side` pixels."""
+    picture = fitted(photo, side).convert("RGBA")
+    values = heatmap.at_original(picture.height, picture.width)
+    picture.alpha_composite(PIL.Image.fromarray(overlay(values, scale or scale_of(heatmap), look)))
+    return picture.convert("RGB")
+
+
+def fitted(photo: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """The photo with its longest side `side` pixels."""
+    factor = side / max(photo.size)
+    return photo.resize((max(1, round(photo.width * factor)), max(1, round(photo.height * factor))), PIL.Image.Resampling.LANCZOS)
+
+
+def encoded(picture: PIL.Image.Image, kind: Literal["PNG", "WEBP", "JPEG"] = "PNG") -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **({"quality": 86} if kind != "PNG" else {}))
+    return buffer.getvalue()
+
+
+def data_url(picture: PIL.Image.Image, kind: Literal["PNG", "WEBP", "JPEG"] = "WEBP") -> str:
+    """The image as text that a page can show."""
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded(picture, kind)).decode()}"
+
+
+def legend(scale: float, look: Look, units: str) -> tuple[list[str], str, str]:
+    """Colours from low to high as CSS, and the texts at both ends."""
+    colours = ("blue-vermilion" if look.colours not in ("blue-vermilion", "grey") else look.colours) if look.signed else look.colours
+    stops = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in _table(colours)[:: 255 // 5]]
+    low = f"{-scale:.2g}" if look.signed else "0"
+    return stops, low, f"{scale:.2g} {units}".strip()
+
+
+def to_svg(heatmap: Heatmap, photo: PIL.Image.Image, title: str, look: Look = Look(), scale: float | None = None) -> str:  # noqa: B008
+    """A figure for a paper: the overlay with title, legend and units as text."""
+    picture = draw(heatmap, photo, look, scale)
+    stops, low, high = legend(scale or scale_of(heatmap), look, heatmap.units)
+    width, height = picture.size
+    gradient = "".join(f'<stop offset="{index / (len(stops) - 1):.3f}" stop-color="{each}"/>' for index, each in enumerate(stops))
+    text = 'font-family="Source Sans 3, Source Sans Pro, sans-serif" font-size="14" fill="#222"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height + 64}" viewBox="0 0 {width} {height + 64}">'
+        f'<defs><linearGradient id="scale">{gradient}</linearGradient></defs><rect width="100%" height="100%" fill="#fff"/>'
+        f'<text x="0" y="16" {text}>{html.escape(title)}</text>'
+        f'<image x="0" y="24" width="{width}" height="{height}" href="{data_url(picture, "PNG")}"/>'
+        f'<rect x="0" y="{height + 32}" width="{width}" height="8" fill="url(#scale)"/>'
+        f'<text x="0" y="{height + 58}" {text}>{low}</text>'
+        f'<text x="{width}" y="{height + 58}" text-anchor="end" {text}>{html.escape(high)}</text></svg>'
+    )
+
+
+@singledispatch
+def figure(result: Result, **_: Any) -> Any:
+    """A plotly figure of a result, for notebooks."""
+    raise TypeError(f"There is no figure for {type(result).__name__}.")
+
+
+@figure.register
+def _(result: Heatmap, photo: PIL.Image.Image | None = None, **_: Any) -> Any:
+    import plotly.graph_objects as go
+
+    scale = scale_of(result)
+    values = resize(result.values, result.size)
+    heat = go.Heatmap(z=values, zmin=-scale, zmax=scale, colorscale="RdBu_r", colorbar={"title": result.units}, opacity=1 if photo is None else 0.6)
+    left, top, right, bottom = result.box
+    height, width = result.size
+    chart = go.Figure(heat)
+    if photo is not None:
+        frame = {"x": -left / (right - left) * width, "y": -top / (bottom - top) * height, "sizex": width / (right - left), "sizey": height / (bottom - top)}
+        chart.add_layout_image(source=fitted(photo, 640), xref="x", yref="y", sizing="stretch", layer="below", **frame)
+    chart.update_yaxes(autorange="reversed", scaleanchor="x", visible=False)
+    chart.update_xaxes(visible=False)
+    return chart.update_layout(title=f"{result.method} · {result.target} · {result.site}")
+
+
+@figure.register
+def _(result: TokenScores, **_: Any) -> Any:
+    import plotly.graph_objects as go
+
+    places = list(range(len(result.tokens)))
+    chart = go.Figure(go.Bar(x=places, y=result.values, customdata=result.tokens, hovertemplate="%{customdata}: %{y:.3g}<extra></extra>"))
+    chart.update_xaxes(tickvals=places, ticktext=list(result.tokens))
+    return chart.update_yaxes(title=result.units)
+
+
+@figure.register
+def _(result: TokenGrid, **_: Any) -> Any:
+    import plotly.graph_objects as go
+
+    grid = go.Heatmap(z=result.values, y=list(result.rows), text=result.texts or None, texttemplate="%{text}" if result.texts else None, colorscale="Cividis")
+    chart = go.Figure(grid)
+    return chart.update_xaxes(tickvals=list(range(len(result.columns))), ticktext=list(result.columns))
+
+
+@figure.register
+def _(result: Curve, **_: Any) -> Any:
+    import plotly.graph_objects as go
+
+    chart = go.Figure([go.Scatter(x=result.x, y=y, name=name) for name, y in zip(result.series, result.y, strict=True)])
+    return chart.update_layout(xaxis_title=result.x_label, yaxis_title=result.y_label)
+
+
+@figure.register
+def _(result: Table, **_: Any) -> Any:
+    import plotly.graph_objects as go
+
+    cells = [list(result.rows), *(np.array([f"{each:.4g}" for each in column]) for column in result.values.T)]
+    return go.Figure(go.Table(header={"values": ["", *result.columns]}, cells={"values": cells}))

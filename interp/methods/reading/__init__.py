@@ -1,0 +1,1 @@
+"""Reading: what the model says, and what it holds inside."""
