@@ -1,0 +1,130 @@
+"""How far a heatmap can be trusted: checks that are experiments of their own, and what to compare in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+
+from interp import Unsuitable, zoo
+from interp.experiment import Call, Experiment
+from interp.model import VisionModel
+from interp.results import Heatmap, Table, resize
+from interp.samples import Image, Target
+from interp.sites import Site
+
+Box = tuple[float, float, float, float]
+
+
+def randomised(experiment: Experiment, seed: int = 0) -> Experiment:
+    """The same experiment on a model whose weights are drawn anew from the top down to the layer that it looks at."""
+    return dataclasses.replace(experiment, interventions=(*experiment.interventions, Call("randomize_weights", seed=seed)))
+
+
+def agreement(one: Heatmap, other: Heatmap) -> float:
+    """Spearman's rank correlation of two maps on the same grid, -1 to 1; NaN where one is constant or the grids differ."""
+    a, b = one.values.ravel(), other.values.ravel()
+    if a.shape != b.shape or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks, the mean rank where values are equal."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+
+
+def peak_box(heatmap: Heatmap, level: float = 0.5) -> Box:
+    """The smallest box, in fractions of the original, around the connected part at `level` of the peak that holds it.
+
+    Raises:
+        Unsuitable: the map is nowhere positive.
+    """
+    if not heatmap.values.max() > 0:
+        raise Unsuitable("The map is nowhere positive, so it has no peak to hide.")
+    high, wide = (max(4 * each, 32) for each in heatmap.values.shape)
+    fine = resize(heatmap.values, (high, wide))
+    above = fine >= level * fine.max()
+    inside = np.zeros_like(above)
+    inside[np.unravel_index(int(fine.argmax()), fine.shape)] = True
+    while True:  # grow by neighbours until nothing is added
+        grown = inside.copy()
+        grown[1:] |= inside[:-1]
+        grown[:-1] |= inside[1:]
+        grown[:, 1:] |= inside[:, :-1]
+        grown[:, :-1] |= inside[:, 1:]
+        grown &= above
+        if (grown == inside).all():
+            break
+        inside = grown
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    left, top, right, bottom = heatmap.box
+    across, down = (right - left) / wide, (bottom - top) / high
+    edges = (left + columns[0] * across, top + rows[0] * down, left + (columns[-1] + 1) * across, top + (rows[-1] + 1) * down)
+    return tuple(round(float(np.clip(each, 0, 1)), 3) for each in edges)  # type: ignore[return-value]
+
+
+def elsewhere(box: Box) -> Box:
+    """A box of the same size in the corner farthest from `box`: the control for hiding it."""
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    x = 0.0 if left + right > 1 else 1 - width
+    y = 0.0 if top + bottom > 1 else 1 - height
+    return (round(x, 3), round(y, 3), round(x + width, 3), round(y + height, 3))
+
+
+def hidden(experiment: Experiment, box: Box) -> Experiment:
+    """The class probabilities with that box blurred, on top of the interventions of the experiment."""
+    hide = Call("hide_region", box=box)
+    return dataclasses.replace(experiment, lens=Call("class_probabilities"), interventions=(*experiment.interventions, hide))
+
+
+def probability(table: Table, label: str) -> float:
+    """The probability of a class in the table of `class_probabilities`."""
+    return float(table.values[table.rows.index(label), 0])
+
+
+def difference(before: Heatmap, after: Heatmap) -> Heatmap | None:
+    """after - before, signed; None where the grids differ."""
+    if before.values.shape != after.values.shape:
+        return None
+    return dataclasses.replace(after, values=after.values - before.values, signed=True, note="", residual=None)
+
+
+def strongest_channels(model: VisionModel, sample: Image, target: Target, site: Site | None, n: int) -> tuple[int, ...]:
+    """The channels that speak most for a class: largest sum of gradient x activation over the map."""
+    from interp.methods.cam._channels import capture
+
+    at = capture(model, sample, target, site)
+    return tuple(sorted((at.gradient * at.activation).sum((1, 2)).topk(min(n, len(at.activation))).indices.tolist()))
+
+
+def picture_after(experiment: Experiment) -> PIL.Image.Image:
+    """The upright original as the interventions leave it: changed pixels come from the model's input, others stay sharp."""
+    from contextlib import ExitStack
+
+    from interp.methods import METHODS
+
+    model, sample = zoo.load(experiment.model), experiment.sample
+    assert isinstance(model, VisionModel) and isinstance(sample, Image)
+    original = sample.picture
+    with ExitStack() as stack, model.record([Site("input")]) as recorded:
+        for call in experiment.interventions:
+            stack.enter_context(METHODS[call.method](model, sample, **call.settings))
+        model(sample)
+        seen = recorded[Site("input")][0]
+    pixels = model.inputs(sample)[0]
+    changed = (seen - pixels).abs().amax(0) > 0
+    if not bool(changed.any()):
+        return original
+    left, top, right, bottom = model.box(sample)
+    place = (round(left * original.width), round(top * original.height))
+    size = (round((right - left) * original.width), round((bottom - top) * original.height))
+    new = PIL.Image.fromarray(model.picture(seen)).resize(size, PIL.Image.Resampling.BICUBIC)
+    mask = PIL.Image.fromarray(changed.cpu().numpy().astype(np.uint8) * 255).resize(size, PIL.Image.Resampling.BILINEAR)
+    result = original.copy()
+    result.paste(new, place, mask)
+    return result

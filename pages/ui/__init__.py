@@ -1,0 +1,1 @@
+"""The Streamlit code that is not a page."""

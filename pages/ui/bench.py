@@ -1,0 +1,183 @@
+"""The bench: the one experiment a visitor is working on. It is read from the URL, written to it, and remembered."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import streamlit as st
+
+from interp import Missing, Unsuitable, store, zoo
+from interp.experiment import Call, Experiment, Sample
+from interp.figures import Look
+from interp.results import Result
+from interp.samples import Target
+
+
+
+@dataclass(frozen=True)
+class Chip:
+    """An intervention on the bar; switched off, it keeps its settings."""
+
+    call: Call
+    on: bool = True
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What lies on the bench: the experiment, with switched-off interventions, a second class, and how maps are drawn."""
+
+    model: str
+    sample: Sample
+    lens: Call
+    chips: tuple[Chip, ...] = ()
+    second: str = ""
+    look: Look = Look()  # noqa: RUF009  (frozen)
+
+    @property
+    def experiment(self) -> Experiment:
+        return Experiment(self.model, self.sample, self.lens, tuple(chip.call for chip in self.chips if chip.on))
+
+    @staticmethod
+    def of(experiment: Experiment, **more: Any) -> Bench:
+        return Bench(experiment.model, experiment.sample, experiment.lens, tuple(Chip(call) for call in experiment.interventions), **more)
+
+
+def first() -> Bench:
+    """What a newcomer sees."""
+    return Bench.of(Experiment.from_url("model=photos&image=chelsea&lens=grad_cam_plus_plus"))
+
+
+def bench() -> Bench:
+    return st.session_state["bench"]
+
+
+def change(**fields: Any) -> None:
+    """Put something else on the bench; the old state can be come back to."""
+    new = dataclasses.replace(bench(), **fields)
+    if new != bench():
+        st.session_state["undo"] = [*st.session_state.get("undo", []), bench()][-50:]
+        st.session_state["bench"] = new
+
+
+def restyle(**fields: Any) -> None:
+    """Draw maps differently; no step of its own for undo."""
+    st.session_state["bench"] = dataclasses.replace(bench(), look=dataclasses.replace(bench().look, **fields))
+
+
+def undo() -> None:
+    if past := st.session_state.get("undo"):
+        st.session_state["bench"] = past[-1]
+        st.session_state["undo"] = past[:-1]
+
+
+def open_experiment(experiment: Experiment) -> None:
+    """Lay an experiment on the bench."""
+    change(model=experiment.model, sample=experiment.sample, lens=experiment.lens, chips=tuple(Chip(call) for call in experiment.interventions), second="")
+
+
+def use_model(name: str) -> None:
+    """Take another model, and what of the present settings it can't serve back to the defaults.
+
+    Raises:
+        Unsuitable: it can't be loaded.
+    """
+    model = zoo.load(name)
+    lens = _served(bench().lens, model)
+    chips = tuple(Chip(_served(chip.call, model), chip.on) for chip in bench().chips)
+    change(model=zoo.shared_name(name), lens=lens, chips=chips, second="")
+
+
+def _served(call: Call, model: Any) -> Call:
+    settings = call.settings
+    site = settings.get("site")
+    if site is not None and model.refuses(site):
+        settings["site"] = None
+    target = settings.get("target")
+    if isinstance(target, Target) and target.name is not None:
+        try:
+            model.class_index(target)
+        except Unsuitable:
+            settings["target"] = Target()
+    if "channels" in settings:
+        settings["channels"] = ()
+    return Call(call.method, **settings)
+
+
+# ------------------------------------------------------------------------------------------------------------ the URL
+
+
+def read_url() -> None:
+    """Fill the bench: from the URL where it holds an experiment that this page did not write itself, else the first sight."""
+    query = st.query_params
+    arrived = {key: query.get_all(key) for key in query}
+    if "model" in arrived and arrived != st.session_state.get("url"):
+        try:
+            look = Look(
+                signed=query.get("signed") == "1",
+                opacity=_number(query.get("opacity"), 0.75),
+                threshold=_number(query.get("threshold"), 0.0),
+                colours=query.get("colours") if query.get("colours") in ("viridis", "cividis", "blue-vermilion", "grey") else "viridis",  # type: ignore[arg-type]
+            )
+            experiment = Experiment.from_url("&".join(_pair(key, each) for key, values in arrived.items() for each in values))
+            zoo.load(experiment.model)
+            st.session_state["bench"] = Bench.of(experiment, look=look, second=query.get("second", ""))
+            st.session_state["opened"] = experiment.digest
+        except Unsuitable as problem:
+            st.session_state["problem"] = str(problem)
+            st.session_state["missing"] = isinstance(problem, Missing)
+    if "bench" not in st.session_state:
+        st.session_state["bench"] = first()
+
+
+def _pair(key: str, value: str) -> str:
+    return f"{quote(key)}={quote(value)}"
+
+
+def _number(text: str | None, default: float) -> float:
+    try:
+        return min(max(float(text), 0.0), 1.0) if text else default
+    except ValueError:
+        return default
+
+
+def query() -> dict[str, list[str]]:
+    """The parameters of the link to what is on the bench."""
+    now, plain = bench(), Look()
+    found = now.experiment.to_query()
+    if now.second:
+        found["second"] = [now.second]
+    for name in ("signed", "opacity", "threshold", "colours"):
+        value = getattr(now.look, name)
+        if value != getattr(plain, name):
+            found[name] = ["1" if value is True else "0" if value is False else f"{value:g}" if isinstance(value, float) else value]
+    return found
+
+
+def write_url() -> None:
+    """Let the URL say what is on the bench."""
+    found = query()
+    st.session_state["url"] = found
+    now = {key: st.query_params.get_all(key) for key in st.query_params}
+    if now != found:
+        st.query_params.from_dict(found)
+
+
+# -------------------------------------------------------------------------------------------------------- remembering
+
+
+def remember(experiment: Experiment) -> None:
+    """Add to this visit's history, newest last, each once."""
+    past: list[Experiment] = st.session_state.setdefault("history", [])
+    if experiment in past:
+        past.remove(experiment)
+    past.append(experiment)
+    del past[:-60]
+
+
+def reproduced(experiment: Experiment, result: Result) -> bool | None:
+    """Whether an experiment that a link opened gives the numbers that were stored with the link; None: none were."""
+    stored = store.numbers(experiment.digest) if st.session_state.get("opened") == experiment.digest else None
+    return None if stored is None else result.reproduces(stored)

@@ -1,0 +1,40 @@
+"""The three page components, written as plain ES modules in assets/components."""
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+_FOLDER = Path(__file__).parents[2] / "assets" / "components"
+
+
+@st.cache_resource
+def _component(name: str) -> Any:
+    css = (_FOLDER / "common.css").read_text() + (_FOLDER / f"{name}.css").read_text()
+    return st.components.v2.component(f"actiscope_{name}", html='<div class="root"></div>', css=css, js=(_FOLDER / f"{name}.js").read_text())
+
+
+def _mount(name: str, key: str, event: str, data: dict[str, Any], on: Any) -> None:
+    """Mount a component; `on(value)` is called when its event fires."""
+
+    def fired() -> None:
+        value = getattr(st.session_state[key], event, None)
+        if value is not None and on is not None:
+            on(value)
+
+    _component(name)(key=key, data=data, **{f"on_{event}_change": fired})
+
+
+def cards(key: str, items: list[dict[str, Any]], on: Any, label: str, least: int = 120, shape: float = 1.0, row: bool = False) -> None:
+    """Picture buttons. Items: key, title, image, note, alt, selected, wait, progress, help."""
+    _mount("cards", key, "pick", {"items": items, "label": label, "least": least, "shape": shape, "row": row}, on)
+
+
+def guesses(key: str, items: list[dict[str, Any]], on: Any, hint: str) -> None:
+    """Class probabilities as clickable bars. Items: label, p, before, first, second."""
+    _mount("guesses", key, "pick", {"items": items, "hint": hint}, on)
+
+
+def hero(key: str, data: dict[str, Any], on: Any = None) -> None:
+    """A photo with a map: photo, overlay, values, box, scale, units, title, note, alt, legend, actions, region."""
+    _mount("hero", key, "box", data, on)

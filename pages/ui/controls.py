@@ -1,0 +1,131 @@
+"""Controls made from a method's signature: the type of a setting chooses its widget."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from interp import Unsuitable
+from interp.evidence import strongest_channels
+from interp.experiment import Call
+from interp.method import Control
+from interp.methods import METHODS
+from interp.samples import Target
+from interp.sites import Site
+
+
+def controls(call: Call, model: Any, sample: Any, prefix: str, on: Callable[[Call], None], skip: tuple[str, ...] = ()) -> None:
+    """Show the settings of `call`; `on(new_call)` is called when one of them is changed."""
+    for control in METHODS[call.method].controls:
+        if control.name not in skip:
+            _control(control, call, model, sample, f"{prefix}:{call.method}:{control.name}", on)
+
+
+def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on: Callable[[Call], None]) -> None:
+    value, label = call.settings[control.name], control.name.replace("_", " ").capitalize()
+
+    def changed(read: Callable[[Any], Any] = lambda shown: shown) -> Callable[[], None]:
+        def apply() -> None:
+            try:
+                on(call.but(**{control.name: read(st.session_state[key])}))
+            except Unsuitable as problem:
+                st.session_state["problem"] = str(problem)
+
+        return apply
+
+    def show(shown: Any) -> str:
+        st.session_state[key] = shown
+        return key
+
+    if control.kind == "toggle":
+        st.toggle(label, key=show(value), help=control.help, on_change=changed())
+    elif control.kind == "choice":
+        st.segmented_control(label, control.choices, key=show(value), help=control.help, on_change=changed(), required=True)
+    elif control.kind == "slider":
+        assert control.range
+        number = int if control.whole else float
+        low, high = number(control.range.low), number(control.range.high)
+        step = number(control.range.step or (1 if control.whole else (high - low) / 100))
+        st.slider(label, low, high, step=step, key=show(number(value)), help=control.help, on_change=changed())
+    elif control.kind == "number":
+        st.number_input(label, step=1 if control.whole else None, key=show(value), help=control.help, on_change=changed())
+    elif control.kind == "site":
+        last = model.last_spatial
+        sites = [None, *[site for site in model.spatial_sites() if site != last]]
+        shown = None if value == last else value
+        if shown not in sites:
+            sites.append(shown)
+        name = lambda site: f"{site_name(model, last)} (last)" if site is None else site_name(model, site)  # noqa: E731
+        st.selectbox(label, sites, key=show(shown), format_func=name, help=control.help, on_change=changed())
+    elif control.kind == "target":
+        names = [None, *model.labels]
+        shown = value.name if value.name is None or isinstance(value.name, str) else model.labels[value.name]
+        st.selectbox(
+            "Class", names, key=show(shown if shown in names else None), help=control.help, on_change=changed(Target),
+            format_func=lambda each: "the model's first guess" if each is None else each,
+        )  # fmt: skip
+    elif control.kind == "region":
+        _region(value, label, control, call, key, on)
+    elif control.kind == "channels":
+        _channels(value, call, model, sample, control, key, on)
+    else:
+        st.text_input(label, key=show(str(value)), help=control.help, on_change=changed())
+
+
+def _region(value: tuple[float, ...], label: str, control: Control, call: Call, key: str, on: Callable[[Call], None]) -> None:
+    def apply() -> None:
+        (left, right), (top, bottom) = st.session_state[key + ":x"], st.session_state[key + ":y"]
+        on(call.but(**{control.name: (left / 100, top / 100, right / 100, bottom / 100)}))
+
+    left, top, right, bottom = (round(100 * each) for each in value)
+    st.session_state[key + ":x"], st.session_state[key + ":y"] = (left, right), (top, bottom)
+    st.slider(f"{label}, left to right (%)", 0, 100, key=key + ":x", help=control.help, on_change=apply)
+    st.slider(f"{label}, top to bottom (%)", 0, 100, key=key + ":y", help="Or draw the box on the photo.", on_change=apply)
+
+
+def _channels(value: tuple[int, ...], call: Call, model: Any, sample: Any, control: Control, key: str, on: Callable[[Call], None]) -> None:
+    def apply() -> None:
+        try:
+            on(call.but(**{control.name: numbers(st.session_state[key])}))
+        except Unsuitable as problem:
+            st.session_state["problem"] = str(problem)
+
+    def strongest(n: int) -> None:
+        on(call.but(**{control.name: strongest_channels(model, sample, Target(), call.settings.get("site"), n)}))
+
+    st.session_state[key] = ", ".join(map(str, value))
+    st.text_input("Channels", key=key, help=control.help + " Write 3, 17, 40-52.", on_change=apply)
+    st.caption("Or those that speak most for the first guess:")
+    with st.container(horizontal=True):
+        for n in (1, 5, 20, 100):
+            st.button(str(n), key=f"{key}:top{n}", on_click=strongest, args=(n,), help=f"The {n} strongest channels.")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read "3, 17, 40-52".
+
+    Raises:
+        Unsuitable: something else is written there.
+    """
+    found: list[int] = []
+    for part in re.split(r"[,\s]+", text.strip()):
+        if match := re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part):
+            low, high = int(match[1]), int(match[2] or match[1])
+            if high - low > 10_000:
+                raise Unsuitable("That range is too long; at most 10,000 channels.")
+            found += range(low, high + 1)
+        elif part:
+            raise Unsuitable(f"Channels are numbers, as in 3, 17, 40-52; {part[:20]!r} is none.")
+    return tuple(found)
+
+
+def site_name(model: Any, site: Site) -> str:
+    """A site in words: "stage 3 of 4", "block 5 of 8"."""
+    if site.kind == "stage":
+        return f"stage {site.layer}"
+    if site.kind == "resid_pre":
+        return f"into block {site.layer}"
+    return str(site)

@@ -1,0 +1,173 @@
+"""Running experiments: results kept for everyone, long ones in the background with progress and cancel."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import streamlit as st
+
+from interp import Unsuitable, zoo
+from interp.experiment import Experiment
+from interp.methods import METHODS
+from interp.progress import Cancelled, Progress, watch
+from interp.results import Result
+
+KEEP = 600
+"""How many results stay in memory."""
+QUICK = 0.7
+"""Seconds up to which an experiment runs while the page waits."""
+SILENT = 6.0
+"""Seconds after which a page that no longer asks for a job counts as gone."""
+LONGEST = float(os.environ.get("ACTISCOPE_SECONDS", "600"))
+
+_log = logging.getLogger("actiscope")
+_lock = threading.Lock()
+_results: OrderedDict[str, tuple[Result, float]] = OrderedDict()
+_jobs: dict[str, Job] = {}
+_pace: dict[str, float] = {}
+_pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="job")
+
+
+@dataclass
+class Job:
+    """One long experiment. It runs as long as some page asks for it."""
+
+    experiment: Experiment
+    wanted: dict[str, float] = field(default_factory=dict)
+    cancel: threading.Event = field(default_factory=threading.Event)
+    progress: Progress | None = None
+    error: str = ""
+
+    def report(self, progress: Progress) -> None:
+        self.progress = progress
+        self.look_around()
+
+    def look_around(self) -> None:
+        """Stop when every page that wanted it has gone silent."""
+        if all(time.monotonic() - last > SILENT for last in self.wanted.values()):
+            self.cancel.set()
+
+
+def _visitor() -> str:
+    context = st.runtime.scriptrunner.get_script_run_ctx()
+    return context.session_id if context else "nobody"
+
+
+def key_of(experiment: Experiment) -> str:
+    """What a result is kept under: the experiment and the weights it ran on."""
+    return experiment.digest + zoo.load(experiment.model).digest[:16]
+
+
+def known(experiment: Experiment) -> Result | None:
+    """The result, if someone has run this experiment before."""
+    with _lock:
+        found = _results.get(key_of(experiment))
+        if found:
+            _results.move_to_end(key_of(experiment))
+        return found[0] if found else None
+
+
+def seconds(experiment: Experiment) -> float | None:
+    """How long the run took that made the kept result."""
+    with _lock:
+        found = _results.get(key_of(experiment))
+        return found[1] if found else None
+
+
+def estimate(experiment: Experiment) -> float:
+    """Seconds it will take, from its count of forwards and the pace of this model so far."""
+    model = zoo.load(experiment.model)
+    cost = METHODS[experiment.lens.method].estimate(model, experiment.lens.settings)
+    pace = _pace.get(model.digest, 0.05)
+    return (cost[0] + 2 * cost[1]) * pace if cost else 3 * pace
+
+
+def run(experiment: Experiment) -> Result:
+    """The result, run here and now unless it is kept.
+
+    Raises:
+        Unsuitable: the experiment can't be done; the text says why.
+    """
+    found = known(experiment)
+    if found is not None:
+        return found
+    start = time.monotonic()
+    with watch(seconds=LONGEST):
+        result = experiment.run()
+    taken = time.monotonic() - start
+    _keep(experiment, result, taken)
+    return result
+
+
+def later(experiment: Experiment) -> Result | Job:
+    """The result if it is there; otherwise the job that makes it, started if need be, and told that it is wanted."""
+    found = known(experiment)
+    if found is not None:
+        return found
+    key = key_of(experiment)
+    with _lock:
+        job = _jobs.get(key)
+        if job is None or (job.cancel.is_set() and not job.error):
+            job = _jobs[key] = Job(experiment)
+            job.wanted[_visitor()] = time.monotonic()
+            _pool.submit(contextvars.Context().run, _work, key, job)
+        job.wanted[_visitor()] = time.monotonic()
+        return job
+
+
+def stop(experiment: Experiment) -> None:
+    """This visitor no longer wants it; it ends within a second unless another does."""
+    with _lock:
+        job = _jobs.get(key_of(experiment))
+        if job:
+            job.wanted.pop(_visitor(), None)
+            if not job.wanted:
+                job.cancel.set()
+
+
+def stop_others(wanted: set[str]) -> None:
+    """This visitor has moved on: drop their wish for every job that is not in `wanted` (keys)."""
+    with _lock:
+        for key, job in _jobs.items():
+            if key not in wanted and job.wanted.pop(_visitor(), None) and not job.wanted:
+                job.cancel.set()
+
+
+def _work(key: str, job: Job) -> None:
+    start = time.monotonic()
+    try:
+        job.look_around()
+        with watch(job.report, job.cancel, LONGEST):
+            result = job.experiment.run()
+        _keep(job.experiment, result, time.monotonic() - start)
+    except Cancelled as reason:
+        job.error = "" if job.cancel.is_set() else str(reason)
+        job.cancel.set()
+    except Unsuitable as reason:
+        job.error = str(reason)
+    except Exception:
+        _log.exception("A job failed: %s", job.experiment.digest)
+        job.error = "This failed through a fault of Actiscope's; the log has the details."
+    finally:
+        with _lock:
+            if not job.error and _jobs.get(key) is job:
+                del _jobs[key]
+
+
+def _keep(experiment: Experiment, result: Result, taken: float) -> None:
+    model = zoo.load(experiment.model)
+    cost = result.forwards + 2 * result.backwards
+    with _lock:
+        _results[key_of(experiment)] = (result, taken)
+        if cost >= 1:
+            old = _pace.get(model.digest)
+            _pace[model.digest] = taken / cost if old is None else 0.7 * old + 0.3 * taken / cost
+        while len(_results) > KEEP:
+            _results.popitem(last=False)
