@@ -1,4 +1,4 @@
-"""Actiscope's backend: look into neural networks, change them, look again. Usable from any notebook; knows no Streamlit."""
+"""Actiscope's backend: look into neural networks, change them, look again. Knows no Streamlit."""
 
 import os
 

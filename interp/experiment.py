@@ -1,4 +1,4 @@
-"""Call, Experiment: a model, a sample, interventions and a lens as one frozen value; to and from URL, JSON and Python."""
+"""Call, Experiment: a model, a sample, interventions and a lens as one frozen value, and its texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Sample = Image | Prompt | PromptPair | Contrast | ImageSet | TextSet
 
 @dataclass(frozen=True, init=False)
 class Call:
-    """A method with settings, canonical from the start: `Call("grad_cam", target="dog")`. Equal calls do equal things."""
+    """A method with settings, canonical from the start: `Call("grad_cam", target="dog")`. Equal calls do the same."""
 
     method: str
     version: int
@@ -70,10 +70,12 @@ class Call:
         """
         name, brace, rest = text.partition("{")
         try:
-            settings = json.loads(brace + rest) if brace else {}
-        except ValueError:
+            settings = {key: _unplain(value) for key, value in json.loads(brace + rest).items()} if brace else {}
+        except (ValueError, RecursionError) as problem:
+            if isinstance(problem, Unsuitable):
+                raise
             raise Unsuitable(f"The settings of {name[:40]!r} in this link can't be read.") from None
-        return Call(name, **{str(key): _unplain(value) for key, value in settings.items()})
+        return Call(name, **settings)
 
     def python(self) -> str:
         """The expression that makes it."""
@@ -91,6 +93,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interventions", tuple(self.interventions))
+        if not isinstance(self.model, str) or not 0 < len(self.model) <= 1000:
+            raise Unsuitable("An experiment names its model: of the shelf, a folder, or a Hugging Face id.")
+        if not isinstance(self.sample, Sample):
+            raise Unsuitable(
+                f"An experiment looks at a sample (Image, Prompt ...), not at {type(self.sample).__name__}."
+            )
         for call, kind in ((self.lens, "lens"), *((each, "intervention") for each in self.interventions)):
             if _method(call.method).kind != kind:
                 raise Unsuitable(f"{call.method} is a {_method(call.method).kind}, not a {kind}.")
@@ -118,9 +126,18 @@ class Experiment:
 
     def to_json(self) -> str:
         """Canonical JSON with every setting and the versions of the methods."""
-        calls = [{"method": each.method, "version": each.version, "settings": _plain(each.settings)} for each in (self.lens, *self.interventions)]
+        calls = [
+            {"method": each.method, "version": each.version, "settings": _plain(each.settings)}
+            for each in (self.lens, *self.interventions)
+        ]
         kind, sample = _sample_text(self.sample)
-        value = {"v": LINK_VERSION, "model": self.model, kind: sample, "lens": calls[0], "interventions": calls[1:]}
+        value = {
+            "v": LINK_VERSION,
+            "model": _shared(self.model),
+            kind: sample,
+            "lens": calls[0],
+            "interventions": calls[1:],
+        }
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @staticmethod
@@ -134,15 +151,20 @@ class Experiment:
             value = json.loads(text)
             _check_version(str(value["v"]))
             sample = next(_sample(kind, value[kind]) for kind in _SAMPLE_KINDS if kind in value)
-            calls = [Call(each["method"], **{k: _unplain(v) for k, v in each["settings"].items()}) for each in (value["lens"], *value["interventions"])]
-            return Experiment(str(value["model"]), sample, calls[0], tuple(calls[1:]))
-        except (KeyError, TypeError, AttributeError, StopIteration, json.JSONDecodeError):
+            calls = [
+                Call(each["method"], **{k: _unplain(v) for k, v in each["settings"].items()})
+                for each in (value["lens"], *value["interventions"])
+            ]
+            return Experiment(_linked(str(value["model"])), sample, calls[0], tuple(calls[1:]))
+        except (KeyError, TypeError, AttributeError, StopIteration, ValueError, RecursionError) as problem:
+            if isinstance(problem, Unsuitable):
+                raise
             raise Unsuitable("This is not an experiment in Actiscope's JSON.") from None
 
     def to_query(self) -> dict[str, list[str]]:
         """The parameters of a link; settings at their defaults are left out."""
         kind, sample = _sample_text(self.sample)
-        query = {"v": [LINK_VERSION], "model": [self.model], kind: [sample], "lens": [str(self.lens)]}
+        query = {"v": [LINK_VERSION], "model": [_shared(self.model)], kind: [sample], "lens": [str(self.lens)]}
         return query | ({"do": [str(call) for call in self.interventions]} if self.interventions else {})
 
     def to_url(self, base: str = "") -> str:
@@ -157,7 +179,11 @@ class Experiment:
             Unsuitable: something in it is unknown or out of bounds. Missing: its upload or local model is not here.
         """
         query: dict[str, list[str]] = {}
-        for key, value in parse_qsl(urlsplit(url).query or url.lstrip("?"), keep_blank_values=True):
+        try:
+            pairs = parse_qsl(urlsplit(url).query or url.lstrip("?"), keep_blank_values=True, max_num_fields=100)
+        except ValueError:
+            raise Unsuitable("This is not a link to an experiment.") from None
+        for key, value in pairs:
             query.setdefault(key, []).append(value)
         _check_version(query.get("v", [LINK_VERSION])[0])
         kind = next((each for each in _SAMPLE_KINDS if each in query), None)
@@ -166,20 +192,29 @@ class Experiment:
                 raise Unsuitable(f"This link names no {what}.")
         if kind is None:
             raise Unsuitable("This link names no image and no prompt.")
-        return Experiment(query["model"][0], _sample(kind, query[kind][0]), Call.parse(query["lens"][0]), tuple(Call.parse(each) for each in query.get("do", [])))
+        calls = [Call.parse(each) for each in (query["lens"][0], *query.get("do", []))]
+        return Experiment(_linked(query["model"][0]), _sample(kind, query[kind][0]), calls[0], tuple(calls[1:]))
 
     def to_python(self) -> str:
         """A few lines that give the same result in a notebook."""
-        lines = ["from interp.experiment import Call, Experiment", f"from interp.samples import {type(self.sample).__name__}"]
-        known = {Site: "from interp.sites import Site"}
         calls = (self.lens, *self.interventions)
-        lines += sorted({line for call in calls for value in call.changed.values() for kind, line in known.items() if isinstance(value, kind)})
+        used = {each for call in calls for value in call.changed.values() for each in _samples_in(value)} | {
+            self.sample
+        }
+        used |= {image for each in used if isinstance(each, ImageSet) for image in each.images}
+        names = ", ".join(sorted({type(each).__name__ for each in used}))
+        lines = ["from interp.experiment import Call, Experiment", f"from interp.samples import {names}"]
         body = [f"model={self.model!r}", f"sample={_sample_python(self.sample)}"]
         if self.interventions:
             body.append(f"interventions=({' '.join(call.python() + ',' for call in self.interventions)})")
         body.append(f"lens={self.lens.python()}")
-        text = "\n".join(lines) + "\n\nexperiment = Experiment(\n" + "".join(f"    {line},\n" for line in body) + ")\nresult = experiment.run()\n"
-        if isinstance(self.sample, Image) and self.sample.reference.startswith("sha256:"):
+        text = (
+            "\n".join(lines)
+            + "\n\nexperiment = Experiment(\n"
+            + "".join(f"    {line},\n" for line in body)
+            + ")\nresult = experiment.run()\n"
+        )
+        if any(isinstance(each, Image) and each.reference.startswith("sha256:") for each in used):
             text = text.replace("\n\nexperiment", "\n\n# the file you uploaded, beside this script\nexperiment", 1)
         return text
 
@@ -190,6 +225,27 @@ def _method(key: str) -> Method:
     if key not in METHODS:
         raise Unsuitable(f"There is no method called {key[:60]!r}.")
     return METHODS[key]
+
+
+def _shared(model: str) -> str:
+    from interp import zoo
+
+    return zoo.shared_name(model)
+
+
+def _linked(model: str) -> str:
+    """The model that a link may name: whoever sends a link has no say over the folders of this machine."""
+    from interp import zoo
+
+    if zoo.is_path(model):
+        raise Unsuitable("A link can't name a folder of this machine; load it on the Models page and share that link.")
+    return model
+
+
+def _samples_in(value: Any) -> list[Sample]:
+    if isinstance(value, tuple):
+        return [sample for each in value for sample in _samples_in(each)]
+    return [value] if isinstance(value, Sample) else []
 
 
 def _check_version(version: str) -> None:
@@ -227,7 +283,14 @@ def _unplain(value: Any) -> Any:
     return value
 
 
-_SAMPLE_KINDS = {"image": Image, "prompt": Prompt, "pair": PromptPair, "contrast": Contrast, "images": ImageSet, "texts": TextSet}
+_SAMPLE_KINDS = {
+    "image": Image,
+    "prompt": Prompt,
+    "pair": PromptPair,
+    "contrast": Contrast,
+    "images": ImageSet,
+    "texts": TextSet,
+}
 
 
 def _sample_text(sample: Sample) -> tuple[str, str]:
@@ -250,8 +313,8 @@ def _sample(kind: str, text: Any) -> Sample:
         parts = json.loads(text)
         if kind == "images":
             return ImageSet(tuple(Image.refer(str(each)) for each in parts))
-        return _SAMPLE_KINDS[kind](*(tuple(each) if isinstance(each, list) else each for each in parts))  # type: ignore[return-value]
-    except (ValueError, TypeError) as problem:
+        return _SAMPLE_KINDS[kind](*(tuple(each) if isinstance(each, list) else each for each in parts))
+    except (ValueError, TypeError, RecursionError) as problem:
         if isinstance(problem, Unsuitable):
             raise
         raise Unsuitable(f"The {kind} in this link can't be read.") from None
@@ -271,4 +334,6 @@ def _literal(value: Any) -> str:
         return repr(value.name)
     if isinstance(value, Site):
         return repr(str(value))
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
     return _sample_python(value) if isinstance(value, Sample) else repr(value)

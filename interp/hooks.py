@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import itertools
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -33,27 +35,33 @@ _owners = itertools.count()
 
 @dataclass(frozen=True)
 class Point:
-    """Where a site lies in a network: a key; the head on `axis` where the site names one; for resid_mid, its block."""
+    """Where a site lies in a network: a key; the head on `axis` where the site names one; for resid_mid, its block.
+
+    copied: what is recorded or put there is kept apart from what the network goes on with, which may be changed in
+    place by its own code (ResNet's `hidden_state += residual`).
+    """
 
     key: Key
     head: int | None = None
     axis: int = 0
     block: str | None = None
+    copied: bool = False
 
 
 class Recorder:
-    """Stores what one site was after all edits. `grad` puts the stored tensor into the graph, as a leaf where it starts."""
+    """Stores what one site was after all edits; `grad`: as a part of the graph, a leaf where the graph starts."""
 
     def __init__(self, every: bool, grad: bool) -> None:
-        self.every, self.grad, self.values = every, grad, []
+        self.every, self.grad = every, grad
+        self.values: list[Tensor] = []
 
-    def store(self, value: Tensor) -> Tensor:
+    def store(self, value: Tensor, copied: bool = False) -> Tensor:
         if self.values and not self.every:
             raise RuntimeError("This site was reached a second time inside one record block; use every=True.")
         if self.grad and not value.requires_grad:
             value = value.detach().requires_grad_()
         self.values.append(value if self.grad else value.detach())
-        return value
+        return value.clone() if copied else value
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,14 @@ class Here:
     """Where a forward stands, for edits that depend on position.
 
     positions: absolute, [batch, position], -1 = padding; None for images. keys: the same for keys, the cache included.
-    prompt: length of the prompt in tokens. scratch: a dict that lives for one generation.
+    prompt: length of the (longest) prompt in tokens. generated: [batch, position], true from the last prompt token on.
+    scratch: a dict that lives for one generation.
     """
 
     positions: Tensor | None = None
     keys: Tensor | None = None
     prompt: int = 0
+    generated: Tensor | None = None
     scratch: dict[Any, Any] = field(default_factory=dict)
     resid_pre: dict[str, Tensor] = field(default_factory=dict)
 
@@ -119,9 +129,13 @@ class Block:
     def __enter__(self) -> Any:
         if self.tokens:
             raise RuntimeError("This block is already entered.")
-        for setting in self.settings:
-            variable, value = setting()
-            self.tokens.append((variable, variable.set(value)))
+        try:
+            for setting in self.settings:
+                variable, value = setting()
+                self.tokens.append((variable, variable.set(value)))
+        except BaseException:
+            self.__exit__()
+            raise
         return self.value
 
     def __exit__(self, *_: object) -> None:
@@ -156,7 +170,8 @@ def calling(call: Hashable, inner: Any) -> Any:
 
 class _Calling:
     def __init__(self, call: Hashable, inner: Any) -> None:
-        self.call, self.inner, self.block = call, inner, None
+        self.call, self.inner = call, inner
+        self.block = Block()
 
     def __enter__(self) -> Any:
         before = _IN_FORCE.get()
@@ -187,7 +202,7 @@ def at(now: Here) -> Block:
 
 
 def has_around(owner: int) -> bool:
-    """Whether a block of this network is gone around (skipped, replayed, repeated), which a key-value cache can't follow."""
+    """Whether a block of this network is gone around (skipped, replayed ...), which a key-value cache can't follow."""
     return any(key[0] == owner and key[2] == "call" for key in _PLAN.get())
 
 
@@ -196,40 +211,58 @@ def has_around(owner: int) -> bool:
 
 def install(network: nn.Module, blocks: Iterable[nn.Module] = ()) -> int:
     """Give every module of `network` its hooks and address, and every block its dispatching class; return the owner."""
-    owner = next(_owners)
-    for address, module in network.named_modules():
-        module._address = (owner, address)  # type: ignore[assignment]
-        module.register_forward_pre_hook(_before, with_kwargs=True)
-        module.register_forward_hook(_after)
-    for block in blocks:
-        block.__class__ = _dispatching(type(block))
-    implementation = getattr(network.config, "_attn_implementation", None)
-    if implementation in ("sdpa", "eager") and getattr(network, "_supports_attention_backend", False):
-        network.set_attn_implementation(f"actiscope_{implementation}")
+    with _installing:
+        if network in _installed:  # a second handle on the same network
+            return _installed[network]
+        owner = _installed[network] = next(_owners)
+        _address(network, owner, "")
+        for block in blocks:
+            block.__class__ = _dispatching(type(block))
+        implementation = getattr(network.config, "_attn_implementation", None)
+        if implementation in ("sdpa", "eager") and getattr(network, "_supports_attention_backend", False):
+            network.set_attn_implementation(f"actiscope_{implementation}")  # type: ignore[operator]
     return owner
 
 
+_installed: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_installing = threading.Lock()
 _classes: dict[type, type] = {}
 
 
+def _address(network: nn.Module, owner: int, prefix: str) -> None:
+    """Write their addresses into the modules of `network`, with hooks for those that have none (copies keep theirs)."""
+    for path, module in network.named_modules():
+        module._address = (owner, f"{prefix}.{path}".strip("."))
+        if _before not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_before, with_kwargs=True)
+            module.register_forward_hook(_after)
+
+
 def _dispatching(cls: type) -> type:
-    """The subclass of a block's class that lets the plan go around it. Clones share it, and it reads the clone's weights."""
+    """The subclass of a block's class that lets the plan go around it. Clones share it and keep their own weights."""
+    if cls in _classes.values():
+        return cls
     if cls not in _classes:
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            actions = _PLAN.get().get((*self._address, "call"))  # type: ignore[misc]
-            if not actions:
+            plan = _PLAN.get()
+            actions = plan.get((*self._address, "call"), ()) if plan else ()  # type: ignore[misc]
+            keep = bool(plan) and (*self._address, "keep") in plan  # type: ignore[misc]
+            if not actions and not keep:
                 return cls.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
 
             form: list[Any] = []
 
-            def run(hidden: Tensor) -> Tensor:
+            def through(hidden: Tensor) -> Tensor:
+                if keep:
+                    here().resid_pre[self._address[1]] = hidden  # type: ignore[index]
                 new_args, new_kwargs = _put_input(args, kwargs, hidden)
                 form[:] = [cls.forward(self, *new_args, **new_kwargs)]  # type: ignore[attr-defined]
                 return _get_output(form[0])
 
+            run: Callable[[Tensor], Tensor] = through
             for action in actions:
-                run = _partial(action.around, run)
+                run = _partial(action.around, run)  # type: ignore[arg-type]
             output = run(_get_input(args, kwargs))
             return _put_output(form[0], output) if form else output
 
@@ -244,22 +277,14 @@ def _partial(around: Around, run: Callable[[Tensor], Tensor]) -> Callable[[Tenso
 # ------------------------------------------------------------------------------------------------------ during forwards
 
 
-def _before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     check()
     plan = _PLAN.get()
-    if not plan:
-        return None
-    owner, address = module._address
-    hidden = None
-    if (owner, address, "in") in plan:
-        hidden = _act(plan[owner, address, "in"], _get_input(args, kwargs))
-        args, kwargs = _put_input(args, kwargs, hidden)
-    if (owner, address, "keep") in plan:
-        here().resid_pre[address] = _get_input(args, kwargs)
-    return (args, kwargs) if hidden is not None else None
+    actions = plan.get((*module._address, "in")) if plan else None
+    return _put_input(args, kwargs, _act(actions, _get_input(args, kwargs))) if actions else None
 
 
-def _after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+def _after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
     plan = _PLAN.get()
     if not plan:
         return None
@@ -273,7 +298,8 @@ def _after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         resid_pre = here().resid_pre[mid[0].point.block]  # type: ignore[index]
         middle = resid_pre + value
         changed = _act(mid, middle)
-        if changed is not middle:
+        # a gradient is asked for at the sum, so the sum has to lie on the path even where no edit changed it
+        if changed is not middle or any(action.recorder and action.recorder.grad for action in mid):
             value = changed - resid_pre
         value = _act(tuple(action for action in out if action.recorder), value)
     return _put_output(output, value)
@@ -281,36 +307,47 @@ def _after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
 
 def _act(actions: tuple[Action, ...], value: Tensor, records: bool = True) -> Tensor:
     """Apply the edits in order of entry, then record."""
+    now = _HERE.get()
+    flat = None
+    if value.dim() == 2 and now is not None and now.positions is not None and len(value) == now.positions.numel():
+        flat = value.shape  # OPT and mixtures of experts flatten batch and position
+        value = value.view(*now.positions.shape, -1)
     for action in actions:
         if action.function is not None:
             value = _edit(action, value)
     for action in actions:
         if records and action.recorder is not None:
             value = _record(action, value)
-    return value
+    return value if flat is None else value.reshape(flat)
 
 
 def _edit(action: Action, value: Tensor) -> Tensor:
     point, function = action.point, action.function
     part = value if point.head is None else value.select(point.axis, point.head)
-    version = value._version
+    version = None if value.is_inference() else value._version
     new = function(part)  # type: ignore[misc]
     if not isinstance(new, Tensor):
         raise TypeError(f"An edit returned {type(new).__name__} instead of a tensor.")
-    if value._version != version:
-        raise RuntimeError("An edit must return a new tensor; changing the activation in place would change others too.")
+    if version is not None and value._version != version:
+        raise RuntimeError(
+            "An edit must return a new tensor; changing the activation in place would change others too."
+        )
     if new is part:
         return value
-    new = new.to(part.dtype)
+    # the batch may grow or shrink (many variants of one activation), anything else would be broadcast silently
+    if new.shape[1:] != part.shape[1:]:
+        raise ValueError(f"An edit turned an activation of shape {tuple(part.shape)} into {tuple(new.shape)}.")
+    new = new.to(part)
     new = new if point.head is None else _put_head(value, point, new)
     padding = _padding(value, point)
-    return new if padding is None else torch.where(padding, value, new)
+    new = new if padding is None else torch.where(padding, value, new)
+    return new.clone() if point.copied else new
 
 
 def _record(action: Action, value: Tensor) -> Tensor:
     point, recorder = action.point, action.recorder
     if point.head is None:
-        return recorder.store(value)  # type: ignore[union-attr]
+        return recorder.store(value, point.copied)  # type: ignore[union-attr]
     part = value.select(point.axis, point.head)
     stored = recorder.store(part)  # type: ignore[union-attr]
     # with gradients, the stored head has to lie on the path
@@ -326,18 +363,15 @@ def _put_head(value: Tensor, point: Point, new: Tensor) -> Tensor:
 def _padding(value: Tensor, point: Point) -> Tensor | None:
     """Where `value` belongs to padding, shaped to broadcast; padding is never edited."""
     now = _HERE.get()
-    if now is None or now.positions is None:
+    if now is None or now.positions is None or now.keys is None or value.shape[0] != now.keys.shape[0]:
         return None
-    axis = 2 if point.key[2] == "pattern" else 1
-    for positions in (now.positions, now.keys):
-        if positions is not None and value.dim() > axis and value.shape[axis] == positions.shape[1]:
-            padding = positions < 0
-            if value.shape[0] != positions.shape[0] or not bool(padding.any()):
-                return None
-            shape = [1] * value.dim()
-            shape[0], shape[axis] = padding.shape
-            return padding.view(shape)
-    return None
+    queries, keys = now.positions < 0, now.keys < 0
+    if value.dim() < 2 or not bool(keys.any()):
+        return None
+    if point.key[2] == "pattern":
+        return queries[:, None, :, None] | keys[:, None, None, :]
+    padding = next((each for each in (queries, keys) if each.shape[1] == value.shape[1]), None)
+    return None if padding is None else padding.view(*padding.shape, *[1] * (value.dim() - 2))
 
 
 def _first(kwargs: Mapping[str, Any]) -> str:
@@ -351,7 +385,9 @@ def _get_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args and isinstance(args[0], Tensor) else kwargs[_first(kwargs)]
 
 
-def _put_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _put_input(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if args and isinstance(args[0], Tensor):
         return (value, *args[1:]), dict(kwargs)
     return args, {**kwargs, _first(kwargs): value}
@@ -373,11 +409,11 @@ def _put_output(output: Any, value: Tensor) -> Any:
 # ----------------------------------------------------------------------------------------------------------- attention
 
 
-def _attend(base: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+def _attend(base: str, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
     """Attention with the plan's edits and records at q k v [batch, position, head, d_head], pattern and z."""
     plan = _PLAN.get()
     own = {port: plan.get((*module._address, port), ()) for port in ("q", "k", "v", "pattern", "z")} if plan else {}
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if not any(own.values()):
         return (sdpa_attention_forward if base == "sdpa" else eager)(module, query, key, value, mask, **kwargs)
 
@@ -436,42 +472,51 @@ def clone(network: nn.Module) -> nn.Module:
 def swapped(owner: int, network: Callable[[], nn.Module], new: Mapping[str, Tensor | nn.Module]) -> Block:
     """A block in which this context's network is a clone with `new` in place of parameters, buffers or modules.
 
-    A tied parameter changes under all its names. Raises KeyError for a name the network has not.
+    A tied parameter changes under all its names, and `new` itself is left as it is.
+
+    Raises (on entry):
+        KeyError: a name the network has not. ValueError: another shape.
     """
 
     def networks() -> tuple[ContextVar[Any], Any]:
         changed = clone(network())
         for name, value in new.items():
-            _replace(changed, name, value)
+            _replace(changed, owner, name, value)
         return _NETWORKS, {**_NETWORKS.get(), owner: changed}
 
     return Block(networks, _raw)
 
 
-def _replace(network: nn.Module, name: str, value: Tensor | nn.Module) -> None:
+def _replace(network: nn.Module, owner: int, name: str, value: Tensor | nn.Module) -> None:
     path, _, leaf = name.rpartition(".")
-    parent = network.get_submodule(path)
+    try:
+        parent = network.get_submodule(path)
+    except AttributeError:
+        raise KeyError(name) from None
     if isinstance(value, nn.Module):
         if leaf not in parent._modules:
             raise KeyError(name)
-        owner = parent._modules[leaf]._address[0]  # type: ignore[union-attr]
-        for address, module in value.named_modules():
-            module._address = (owner, f"{name}.{address}" if address else name)  # type: ignore[assignment]
-            if _before not in module._forward_pre_hooks.values():
-                module.register_forward_pre_hook(_before, with_kwargs=True)
-                module.register_forward_hook(_after)
+        value = clone(value)  # it may wrap modules of the network it goes into, whose addresses must stay
+        _address(value, owner, name)
+        blocks = {
+            path for path, module in parent.get_submodule(leaf).named_modules() if type(module) in _classes.values()
+        }
+        for path, module in value.named_modules():
+            if path in blocks:
+                module.__class__ = _dispatching(type(module))
         parent._modules[leaf] = value
         return
-    old = parent._parameters.get(leaf, parent._buffers.get(leaf))
+    old = next((each[leaf] for each in (parent._parameters, parent._buffers) if leaf in each), None)
     if old is None:
         raise KeyError(name)
     if old.shape != value.shape:
         raise ValueError(f"{name} is {tuple(old.shape)}, not {tuple(value.shape)}.")
     for module in network.modules():
-        for store in (module._parameters, module._buffers):
+        stores: tuple[Any, Any] = (module._parameters, module._buffers)
+        for store in stores:
             for slot, tensor in store.items():
                 if tensor is old:
-                    store[slot] = value.to(old.dtype)
+                    store[slot] = value.to(old)
 
 
 def network_now(owner: int, base: nn.Module) -> nn.Module:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 import re
+import reprlib
 import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from interp import Unsuitable, hooks, progress
@@ -184,6 +185,13 @@ class Method:
         return self._hints[next(iter(inspect.signature(self.function).parameters))]
 
     @property
+    def samples(self) -> tuple[type, ...]:
+        """The kinds of sample it looks at: the annotation of its second parameter."""
+        hint = _unwrap(list(self._hints.values())[1])[0]
+        kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        return tuple(each for each in kinds if each in SAMPLES)
+
+    @property
     def returns(self) -> Any:
         return self._hints["return"]
 
@@ -206,7 +214,9 @@ class Method:
         """
         known = {control.name for control in self.controls}
         if unknown := set(settings) - known:
-            raise Unsuitable(f"{self.name} has no setting {sorted(unknown)[0]!r}; it has {', '.join(sorted(known)) or 'none'}.")
+            raise Unsuitable(
+                f"{self.name} has no setting {reprlib.repr(min(unknown))}; it has {', '.join(sorted(known)) or 'none'}."
+            )
         filled = {}
         for control in self.controls:
             value = settings.get(control.name, control.default)
@@ -218,10 +228,17 @@ class Method:
     def __call__(self, model: Any, sample: Any, **settings: Any) -> Any:
         if reason := self.refuses(model):
             raise Unsuitable(reason)
+        wanted = self.samples
+        if wanted and not isinstance(sample, wanted):
+            names = " or ".join(each.__name__ for each in wanted)
+            raise Unsuitable(
+                f"{self.name} looks at {names}, not at {type(sample).__name__}; make one with interp.samples."
+            )
         filled = self.canonical(settings)
         if self.kind == "intervention":
             inner = self.function(model, sample, **filled)
-            call = (self.key, self.version, tuple(filled.items()))
+            # the sample belongs to it: what hides a region of one photo does something else on another
+            call = (self.key, self.version, sample, tuple(filled.items()))
             return nullcontext() if inner is None else hooks.calling(call, inner)
         if self.kind == "fit":
             return self.function(model, sample, **filled)
@@ -231,13 +248,11 @@ class Method:
 
 
 def canonical(hint: Any, value: Any, what: str) -> Any:
-    """`value` as the plain hashable value that `hint` declares; JSON's lists, texts and tagged objects are taken too."""
+    """`value` as the plain hashable value that `hint` declares; JSON's lists and texts are taken too."""
     base, marks = _unwrap(hint)
     optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
     if base is Target:
-        if isinstance(value, dict):
-            value = value.get("name")
-        return value if isinstance(value, Target) else Target(canonical(str | int | None, value, what))
+        return Target(canonical(str | int | None, value.name if isinstance(value, Target) else value, what))
     if value is None and optional:
         return None
     if get_origin(base) in (Union, types.UnionType):
@@ -246,14 +261,14 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
                 return canonical(each, value, what)
             except Unsuitable:
                 continue
-        raise Unsuitable(f"{what} can't be {value!r}.")
+        return _refuse(what, "something else", value)
     if get_origin(base) is Literal:
-        if value not in get_args(base):
-            raise Unsuitable(f"{what} is one of {', '.join(map(str, get_args(base)))}, not {value!r}.")
-        return value
+        if not isinstance(value, str | int) or value not in get_args(base):
+            return _refuse(what, f"one of {', '.join(map(str, get_args(base)))}", value)
+        return next(each for each in get_args(base) if each == value)
     if get_origin(base) is tuple:
-        if not isinstance(value, list | tuple):
-            raise Unsuitable(f"{what} is a list, not {value!r}.")
+        if not isinstance(value, list | tuple | range):
+            return _refuse(what, "a list", value)
         inner = get_args(base)
         if len(inner) == 2 and inner[1] is Ellipsis:
             inner = (inner[0],) * len(value)
@@ -263,7 +278,7 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
         if any(isinstance(mark, Region) for mark in marks):
             left, top, right, bottom = out
             if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
-                raise Unsuitable(f"{what} is left, top, right, bottom as fractions from 0 to 1, not {out}.")
+                return _refuse(what, "left, top, right, bottom as fractions from 0 to 1", out)
         if any(isinstance(mark, Channels) for mark in marks):
             if any(each < 0 for each in out):
                 raise Unsuitable(f"{what} are numbers from 0.")
@@ -274,15 +289,18 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
     if base is bool:
         return value if isinstance(value, bool) else _refuse(what, "true or false", value)
     if base is str:
-        return value if isinstance(value, str) else _refuse(what, "a text", value)
+        # lone surrogates, which JSON can carry, have no place in a hash, a file or a tokenizer
+        good = isinstance(value, str) and value == value.encode(errors="replace").decode()
+        return value if good else _refuse(what, "a text", value)
     if base in (int, float):
-        if isinstance(value, bool) or not isinstance(value, int | float) or (base is int and value != int(value)):
+        whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not isinstance(value, Real | float) or (base is int and not whole):
             return _refuse(what, "a whole number" if base is int else "a number", value)
-        if not math.isfinite(value):
-            raise Unsuitable(f"{what} must be finite.")
+        if not -1e300 < value < 1e300:  # type: ignore[operator]
+            return _refuse(what, "a finite number", value)
         for mark in marks:
-            if isinstance(mark, Range) and not mark.low <= value <= mark.high:
-                raise Unsuitable(f"{what} lies between {mark.low:g} and {mark.high:g}, not at {value:g}.")
+            if isinstance(mark, Range) and not mark.low <= value <= mark.high:  # type: ignore[operator]
+                return _refuse(what, f"a number from {mark.low:g} to {mark.high:g}", value)
         return base(value)
     if base in SAMPLES and isinstance(value, base):
         return value
@@ -290,18 +308,24 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
 
 
 def _refuse(what: str, wanted: str, value: Any) -> Any:
-    raise Unsuitable(f"{what} is {wanted}, not {value!r}.")
+    raise Unsuitable(f"{what} is {wanted}, not {reprlib.repr(value)}.")
 
 
-def _decorate(kind: Any, name: str, paper: Paper, version: int, needs: Any, cost: Any) -> Callable[[Callable[..., Any]], Method]:
+def _decorate(
+    kind: Any, name: str, paper: Paper, version: int, needs: Any, cost: Any
+) -> Callable[[Callable[..., Any]], Method]:
     def wrap(function: Callable[..., Any]) -> Method:
         family = function.__module__.split(".")[-2] if "." in function.__module__ else ""
-        return Method(kind, function.__name__, name, family, paper, version, function, needs or (lambda model: None), cost)
+        return Method(
+            kind, function.__name__, name, family, paper, version, function, needs or (lambda model: None), cost
+        )
 
     return wrap
 
 
-def lens(name: str, paper: Paper, version: int = 1, needs: Any = None, cost: Any = None) -> Callable[[Callable[..., Any]], Method]:
+def lens(
+    name: str, paper: Paper, version: int = 1, needs: Any = None, cost: Any = None
+) -> Callable[[Callable[..., Any]], Method]:
     """Make `function(model, sample, *, ...) -> Result` a lens.
 
     Args:
@@ -313,11 +337,15 @@ def lens(name: str, paper: Paper, version: int = 1, needs: Any = None, cost: Any
     return _decorate("lens", name, paper, version, needs, cost)
 
 
-def intervention(name: str, paper: Paper, version: int = 1, needs: Any = None) -> Callable[[Callable[..., Any]], Method]:
-    """Make `function(model, sample, *, ...) -> Block | None` an intervention. None at its identity setting: nothing is entered."""
+def intervention(
+    name: str, paper: Paper, version: int = 1, needs: Any = None
+) -> Callable[[Callable[..., Any]], Method]:
+    """Make `function(model, sample, *, ...) -> Block | None` an intervention. None: at its identity setting."""
     return _decorate("intervention", name, paper, version, needs, None)
 
 
-def fit(name: str, paper: Paper, version: int = 1, needs: Any = None, cost: Any = None) -> Callable[[Callable[..., Any]], Method]:
+def fit(
+    name: str, paper: Paper, version: int = 1, needs: Any = None, cost: Any = None
+) -> Callable[[Callable[..., Any]], Method]:
     """Make `function(model, data, *, ...) -> artefact` a fit."""
     return _decorate("fit", name, paper, version, needs, cost)

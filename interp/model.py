@@ -1,9 +1,10 @@
-"""Model, VisionModel, LanguageModel: handles on a frozen Hugging Face network, used by any number of threads at once."""
+"""Model, VisionModel, LanguageModel: handles on a frozen Hugging Face network, for any number of threads."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import math
 import threading
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -24,19 +26,20 @@ from interp.samples import Image, Prompt, Target
 from interp.sites import HEAD_AXIS, HEADED, ROTARY, Site
 
 T = TypeVar("T")
+_NO_SETTINGS = ("architectures", "dtype", "torch_dtype", "transformers_version", "name_or_path")
+"""What a configuration says about how it was stored, not about what it computes."""
 CACHE_BYTES = 256 * 2**20
 """How much each model keeps of its captures (activations, logits, gradients)."""
 
 
-class Record(dict[Site, Any]):
+class Record(Mapping[Site, Any]):
     """Site -> the tensor of the last forward (or the list of all of them), also found by the site's text."""
 
-    def __init__(self, recorders: Mapping[Site, Recorder], every: bool) -> None:
-        super().__init__()
-        self.recorders, self.every = recorders, every
+    def __init__(self, recorders: Mapping[Site, Recorder], every: bool, resolve: Callable[[Site | str], Site]) -> None:
+        self.recorders, self.every, self.resolve = recorders, every, resolve
 
     def __getitem__(self, site: Site | str) -> Any:
-        values = self.recorders[Site.parse(site)].values
+        values = self.recorders[self.resolve(site)].values
         if not values and not self.every:
             raise KeyError(f"{site} was not reached by a forward in this record block")
         return values if self.every else values[-1]
@@ -48,16 +51,7 @@ class Record(dict[Site, Any]):
         return len(self.recorders)
 
     def __contains__(self, site: object) -> bool:
-        return isinstance(site, str | Site) and Site.parse(site) in self.recorders
-
-    def keys(self) -> Any:
-        return self.recorders.keys()
-
-    def values(self) -> Any:
-        return [self[site] for site in self.recorders]
-
-    def items(self) -> Any:
-        return [(site, self[site]) for site in self.recorders]
+        return isinstance(site, str | Site) and self.resolve(site) in self.recorders
 
 
 class Model:
@@ -66,10 +60,10 @@ class Model:
     def __init__(self, network: nn.Module, name: str) -> None:
         for module in network.modules():
             if getattr(module, "inplace", False):
-                module.inplace = False  # an activation changed in place after it was recorded would record the change
+                module.inplace = False  # type: ignore[assignment]  # an activation changed in place after it was recorded would record the change
         self._network = network.eval().requires_grad_(False)
         self.name = name
-        self.config = network.config
+        self.config: Any = network.config
         self.parts = Parts(network)
         self.owner = hooks.install(network, self.parts.blocks)
         self._cache: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
@@ -79,7 +73,7 @@ class Model:
 
     @property
     def network(self) -> nn.Module:
-        """The network as this context sees it: a clone where a swap is in force. Never keep it, or a Parameter of it."""
+        """The network as this context sees it: a clone where a swap is in force. Never keep it or its Parameters."""
         return hooks.network_now(self.owner, self._network)
 
     @property
@@ -93,12 +87,15 @@ class Model:
     @property
     def family(self) -> str:
         """Hugging Face's model type: resnet, vit, gpt2, llama ..."""
-        return self.config.model_type
+        return str(self.config.model_type)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the unchanged weights and buffers with their names, and of the architecture."""
-        hasher = hashlib.sha256(type(self._network).__name__.encode())
+        """sha256 of the unchanged weights and buffers with their names, and of the architecture's settings."""
+        settings = {
+            key: value for key, value in self.config.to_dict().items() if key not in _NO_SETTINGS and key[0] != "_"
+        }
+        hasher = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         for key, tensor in sorted(self._network.state_dict().items()):
             hasher.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
             hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -123,7 +120,9 @@ class Model:
 
     @cached_property
     def _points(self) -> dict[Site, Point]:
-        points = {site: Point((self.owner, address, port), block=block) for site, (address, port, block) in self._addresses()}
+        points = {
+            site: Point((self.owner, address, port), block=block) for site, (address, port, block) in self._addresses()
+        }
         kinds = ("attn_out", "resid_mid", "mlp_out")
         if any(site.kind in kinds for site in points) and not self._adds_up(points):
             reason = "what attention and MLP add to its residual stream is not the output of a module"
@@ -152,6 +151,9 @@ class Model:
         raise TypeError(f"{type(self).__name__} is neither a vision nor a language model")
 
     def _random_input(self) -> Tensor:
+        raise TypeError(f"{type(self).__name__} is neither a vision nor a language model")
+
+    def __call__(self, sample: Any) -> Tensor:
         raise TypeError(f"{type(self).__name__} is neither a vision nor a language model")
 
     def refuses(self, site: Site) -> str | None:
@@ -189,12 +191,16 @@ class Model:
                 raise Unsuitable(f"{self.name} has no module {path!r}.") from None
             if port not in ("", "in"):
                 raise Unsuitable(f"{site} ends in {port!r}; only :in can follow a module's path.")
-            return Point((self.owner, path, port or "out"))
+            return Point((self.owner, path, port or "out"), copied=True)
         plain = Site(site.kind, site.layer)
         point = self._points.get(plain)
         if point is None:
             reason = self.parts.refused.get(site.kind)
-            layers = f" (it has {self.layers} layers, from 0)" if any(each.kind == site.kind for each in self._points) else ""
+            layers = (
+                f" (it has {self.layers} layers, from 0)"
+                if any(each.kind == site.kind for each in self._points)
+                else ""
+            )
             raise Unsuitable(f"{self.name} has no site {site}{layers}" + (f": {reason}." if reason else "."))
         if site.head is None:
             return point
@@ -217,10 +223,10 @@ class Model:
         """
         recorders = {self.resolve(site): Recorder(every, grad) for site in sites}
         actions = [Action(self._point(site), recorder=recorder) for site, recorder in recorders.items()]
-        return hooks.planned(actions, Record(recorders, every))
+        return hooks.planned(actions, Record(recorders, every, self.resolve))
 
     def edit(self, edits: Mapping[Site | str, Callable[[Tensor], Tensor]]) -> Block:
-        """Replace activations: `function(activation)` gives a new tensor. Several edits of a site apply in order of entry."""
+        """Replace activations: `function(activation)` gives a new tensor. Edits of one site apply in order of entry."""
         actions = [Action(self._point(self.resolve(site)), function=function) for site, function in edits.items()]
         return hooks.planned(actions, raw=True)
 
@@ -231,6 +237,8 @@ class Model:
         """
         if not self.parts.blocks:
             raise Unsuitable(f"{self.name} has no transformer blocks to go around.")
+        if wrong := [layer for layer in routes if not 0 <= layer < self.layers]:
+            raise Unsuitable(f"{self.name} has layers 0 to {self.layers - 1}, not {wrong[0]}.")
         actions = [
             Action(Point((self.owner, self.parts.block_paths[layer], "call")), around=function)
             for layer, function in routes.items()
@@ -238,7 +246,7 @@ class Model:
         return hooks.planned(actions, raw=True)
 
     def swap(self, new: Mapping[str, Tensor | nn.Module]) -> Block:
-        """Run with other parameters, buffers or modules, on a clone that shares the rest. Tied names change together."""
+        """Run with other parameters, buffers or modules, on a clone that shares the rest; tied names together."""
         return hooks.swapped(self.owner, lambda: self.network, new)
 
     # ---------------------------------------------------------------------------------------------------- captures
@@ -254,10 +262,9 @@ class Model:
                 self._cache.move_to_end(full)
                 return self._cache[full][0]
         value = make()
-        size = _bytes(value)
         with self._cache_lock:
-            self._cache[full] = (value, size)
-            while sum(each for _, each in self._cache.values()) > CACHE_BYTES and len(self._cache) > 1:
+            self._cache[full] = (value, _bytes(value))
+            while sum(each for _, each in self._cache.values()) > CACHE_BYTES:
                 self._cache.popitem(last=False)
         return value
 
@@ -289,22 +296,25 @@ class VisionModel(Model):
         self.processor = processor
         names = self.config.id2label
         self.labels: tuple[str, ...] = tuple(str(names[index]) for index in range(len(names)))
-        self.mean, self.std = (
-            torch.tensor(getattr(processor, key) if getattr(processor, "do_normalize", True) else default).view(3, 1, 1)
-            for key, default in (("image_mean", [0.0] * 3), ("image_std", [1.0] * 3))
-        )
+        # what processors do to a value (rescale, offset, normalise once or twice) is affine: two points tell it
+        black, white = (self._process(PIL.Image.new("RGB", (64, 64), colour)) for colour in ("black", "white"))
+        self.input_size: tuple[int, int] = (black.shape[-2], black.shape[-1])
+        """height and width, in pixels, of what the processor makes (of a square image)"""
+        scale = (white - black)[0].mean((1, 2)).view(3, 1, 1)
+        self.std, self.mean = 1 / scale, -black[0].mean((1, 2)).view(3, 1, 1) / scale
         self.sites()  # looked up now, so that the check of the residual stream counts in no one's costs
 
     def inputs(self, sample: Image) -> Float[Tensor, "1 3 height width"]:
         """The pixels as the network gets them: resized, cropped and normalised by the model's own processor."""
 
-        def make() -> Tensor:
-            pixels = self.processor(images=sample.picture, return_tensors="pt")["pixel_values"]
-            return pixels.to(self.device, self.dtype)
-
         # no intervention changes what the processor makes of the image, so the cache is asked outside all of them
         with hooks.alone():
-            return self.cached(("inputs", sample.sha256), make)
+            pixels = self.cached(("inputs", sample.sha256), lambda: self._process(sample.picture))
+        # a copy, so that no one can change what is kept
+        return pixels.to(self.device, self.dtype, copy=True)
+
+    def _process(self, picture: PIL.Image.Image) -> Tensor:
+        return self.processor(images=picture, return_tensors="pt")["pixel_values"]
 
     def picture(self, pixels: Float[Tensor, "3 height width"]) -> np.ndarray:
         """Turn input pixels back into a uint8 picture [height, width, 3]."""
@@ -373,7 +383,11 @@ class VisionModel(Model):
     def last_spatial(self) -> Site:
         """The deepest site that still is a map and that the logits depend on everywhere: where CAMs look by default."""
         # the last block of a ViT is read at the class token only, so its patch tokens have no gradient behind it
-        return Site("resid_pre", len(self.parts.blocks) - 1) if self.parts.blocks else Site("stage", len(self.parts.stages) - 1)
+        return (
+            Site("resid_pre", len(self.parts.blocks) - 1)
+            if self.parts.blocks
+            else Site("stage", len(self.parts.stages) - 1)
+        )
 
     def spatial_sites(self) -> list[Site]:
         """The sites a CAM can look at, from shallow to deep."""
@@ -405,7 +419,9 @@ class VisionModel(Model):
             height, width = size
             prefix = tokens - height * width
             if prefix < 0:
-                raise Unsuitable(f"{site} of {self.name} has {tokens} tokens, fewer than its {height} x {width} patches.")
+                raise Unsuitable(
+                    f"{site} of {self.name} has {tokens} tokens, fewer than its {height} x {width} patches."
+                )
             return activation[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
 
         return maps
@@ -414,13 +430,6 @@ class VisionModel(Model):
         height, width = self.input_size
         generator = torch.Generator().manual_seed(0)
         return torch.randn(1, 3, height, width, generator=generator).to(self.device, self.dtype)
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width, in pixels, of what the processor makes."""
-        crop = self.processor.crop_size if getattr(self.processor, "do_center_crop", None) else None
-        size = crop or self.processor.size
-        return size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
 
     def _addresses(self) -> Iterator[tuple[Site, tuple[str, str, str | None]]]:
         yield Site("input"), ("", "in", None)
@@ -440,9 +449,17 @@ class LanguageModel(Model):
         self.sites()
 
     def tokens(self, text: str) -> list[str]:
-        """The text of each token of `text`, joined again equal to it."""
-        ids = self.tokenizer(text)["input_ids"]
-        return [self.tokenizer.decode([each], clean_up_tokenization_spaces=False) for each in ids]
+        """The text of each token of `text`; joined equal to it, after the special tokens that the tokenizer adds.
+
+        A character of several tokens stands at the last of them, and the others are empty.
+        """
+        ids, texts, whole = self.tokenizer(text)["input_ids"], [], ""
+        for index in range(len(ids)):
+            longer = self.tokenizer.decode(ids[: index + 1], clean_up_tokenization_spaces=False)
+            longer = whole if longer.endswith("\ufffd") and index + 1 < len(ids) else longer
+            texts.append(longer[len(whole) :])
+            whole = longer
+        return texts
 
     def inputs(self, sample: Prompt | str | Sequence[Prompt | str]) -> Int[Tensor, "batch position"]:
         """Token ids; of several prompts, padded at the left with -1.
@@ -462,8 +479,10 @@ class LanguageModel(Model):
     def __call__(
         self, sample: Prompt | str | Sequence[Prompt | str] | Int[Tensor, "batch position"], keep: int = 0
     ) -> Float[Tensor, "batch position token"]:
-        """Logits of a prompt, of several, or of token ids (-1 = padding). `keep`: of the last positions only (0: all)."""
+        """Logits of a prompt, of several, or of token ids (-1 = padding). `keep`: the last positions only (0: all)."""
         ids = sample if isinstance(sample, Tensor) else self.inputs(sample)
+        if ids.shape[1] > self.limit:
+            raise Unsuitable(f"{ids.shape[1]} tokens are too many; {self.name} reads at most {self.limit}.")
         return self._forward(ids, None, Here(prompt=ids.shape[1]), keep)
 
     def _forward(self, ids: Tensor, cache: Any, now: Here, keep: int = 0, mask: Tensor | None = None) -> Tensor:
@@ -471,8 +490,12 @@ class LanguageModel(Model):
         mask = ids >= 0 if mask is None else mask
         keys = torch.where(mask, mask.long().cumsum(1) - 1, -1)
         now.keys, now.positions = keys, keys[:, -ids.shape[1] :]
+        prompts = mask[:, : now.prompt].sum(1, keepdim=True)
+        now.prompt, now.generated = int(prompts.max()), now.positions >= prompts - 1
         padded = not bool(mask.all())
-        extra: dict[str, Any] = {"past_key_values": cache, "use_cache": True} if cache is not None else {"use_cache": False}
+        extra: dict[str, Any] = (
+            {"past_key_values": cache, "use_cache": True} if cache is not None else {"use_cache": False}
+        )
         if padded:
             extra |= {"attention_mask": mask.long(), "position_ids": now.positions.clamp(min=0)}
         if keep:
@@ -482,7 +505,9 @@ class LanguageModel(Model):
         progress.spent(forwards=len(ids))
         return logits
 
-    def generate(self, prompt: Prompt | str, n: int, temperature: float = 0.0, seed: int = 0, cache: bool = True) -> Iterator[str]:
+    def generate(
+        self, prompt: Prompt | str, n: int, temperature: float = 0.0, seed: int = 0, cache: bool = True
+    ) -> Iterator[str]:
         """Stream `n` tokens as text, under the interventions in force at this call, whatever is in force later.
 
         Args:
@@ -497,13 +522,15 @@ class LanguageModel(Model):
         from transformers import DynamicCache
 
         generator = torch.Generator().manual_seed(seed)
-        prompt, scratch, text, new = ids.shape[1], dict[Any, Any](), "", ids
+        prompt, scratch, text, whole, new = ids.shape[1], dict[Any, Any](), "", "", ids
         with enter():
             cached = cached and not hooks.has_around(self.owner)
         cache = DynamicCache(config=self.config) if cached else None
         for _ in range(min(n, self.limit - prompt)):
             with enter():  # in force for one forward, and left again before anything is yielded
-                logits = self._forward(new, cache, Here(prompt=prompt, scratch=scratch), 1, ids >= 0)[0, -1].float().cpu()
+                logits = (
+                    self._forward(new, cache, Here(prompt=prompt, scratch=scratch), 1, ids >= 0)[0, -1].float().cpu()
+                )
             if temperature > 0:
                 choice = torch.multinomial((logits / temperature).softmax(0), 1, generator=generator)
             else:
@@ -511,13 +538,15 @@ class LanguageModel(Model):
             ids = torch.cat([ids, choice.view(1, 1).to(ids)], 1)
             new = ids[:, -1:] if cached else ids
             if int(choice) == getattr(self.tokenizer, "eos_token_id", None):
-                return
+                break
             whole = self.tokenizer.decode(ids[0, prompt:].tolist(), clean_up_tokenization_spaces=False)
             if not whole.endswith("\ufffd"):  # a character may need several tokens
                 yield whole[len(text) :]
                 text = whole
+        if len(whole) > len(text):
+            yield whole[len(text) :]
 
-    def token_index(self, target: Target, logits: Float[Tensor, "token"] | None = None) -> int:
+    def token_index(self, target: Target, logits: Float[Tensor, token] | None = None) -> int:
         """The id of the token that `target` names; the likeliest where it names none.
 
         Raises:
@@ -528,10 +557,14 @@ class LanguageModel(Model):
                 raise ValueError("a target of None needs logits")
             return int(logits.argmax())
         if isinstance(target.name, int):
+            if not 0 <= target.name < self.config.vocab_size:
+                raise Unsuitable(f"{self.name} has tokens 0 to {self.config.vocab_size - 1}, not {target.name}.")
             return target.name
         ids = self.tokenizer(target.name, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            raise Unsuitable(f"{target.name!r} is {len(ids)} tokens for {self.name}; choose a text that is one (mind the space before it).")
+            raise Unsuitable(
+                f"{target.name!r} is {len(ids)} tokens for {self.name}; choose one that is a single token."
+            )
         return int(ids[0])
 
     def _random_input(self) -> Tensor:

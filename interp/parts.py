@@ -21,7 +21,8 @@ class Parts:
     """The blocks or stages, heads, patch grid and embedding of a network, and the kinds of site it refuses."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network, self.config = network, network.config
+        self.network: Any = network
+        self.config: Any = network.config
         self.refused: dict[str, str] = {}
         """kind of site -> why this model has none"""
         self.stages = self._stages()
@@ -32,7 +33,9 @@ class Parts:
         self.kv_heads: int = get("num_key_value_heads") or self.heads
         self.rotary = any("rotary" in type(module).__name__.lower() for module in network.modules())
         self.patches = self._patches() if self.blocks else None
-        self.embedding = next((path for path, module in network.named_modules() if isinstance(module, nn.Embedding)), "")
+        self.embedding = next(
+            (path for path, module in network.named_modules() if isinstance(module, nn.Embedding)), ""
+        )
         """the token embedding: the first table of a language model"""
         if self.blocks and getattr(self.config, "use_parallel_residual", False):
             self.refused["resid_mid"] = "attention and MLP read the same residual stream in parallel"
@@ -45,7 +48,7 @@ class Parts:
         base = getattr(self.network, "base_model_prefix", "")
         module = self.network.get_submodule(base)
         prefix = base + "." if base else ""
-        encoder = getattr(module, "encoder", None)
+        encoder: Any = getattr(module, "encoder", None)
         if hasattr(encoder, "stages"):
             return [f"{prefix}encoder.stages.{index}" for index in range(len(encoder.stages))]
         if self.config.model_type in ("swin", "swinv2"):
@@ -66,8 +69,8 @@ class Parts:
         ]
         if not lists:
             return []
-        path = max(lists, key=lambda each: len(self.network.get_submodule(each)))  # type: ignore[arg-type]
-        return [f"{path}.{index}" for index in range(len(self.network.get_submodule(path)))]  # type: ignore[arg-type]
+        path = max(lists, key=lambda each: len(self.network.get_submodule(each)))
+        return [f"{path}.{index}" for index in range(len(self.network.get_submodule(path)))]
 
     def _patches(self) -> tuple[int, int] | None:
         image, patch = (_pair(getattr(self.config, key, None)) for key in ("image_size", "patch_size"))
@@ -80,19 +83,25 @@ class Parts:
         for layer, (path, block) in enumerate(zip(self.block_paths, self.blocks, strict=True)):
             attention, mlp = _child(block, ATTENTION), _child(block, MLP)
             sandwich = hasattr(block, "pre_feedforward_layernorm") or not hasattr(block, "input_layernorm")
-            after = (*AFTER_ATTENTION, "post_attention_layernorm") if sandwich and hasattr(block, "post_feedforward_layernorm") else AFTER_ATTENTION
+            after = (
+                (*AFTER_ATTENTION, "post_attention_layernorm")
+                if sandwich and hasattr(block, "post_feedforward_layernorm")
+                else AFTER_ATTENTION
+            )
             attn_out = f"{path}.{_child(block, after) or attention}"
-            down = _child(getattr(block, mlp), DOWN) if mlp else None
+            # OPT keeps the two layers of its MLP in the block itself
+            inner = f"{mlp}." if mlp else ""
+            down = _child(getattr(block, mlp) if mlp else block, DOWN)
             found: dict[str, tuple[str, str, str | None]] = {"resid_pre": (path, "in", None)}
             found |= {kind: (f"{path}.{attention}", kind, None) for kind in ("q", "k", "v", "pattern", "z")}
             found["attn_out"] = (attn_out, "out", None)
             found["resid_mid"] = (attn_out, "mid", path)
             if down:
-                found["mlp_post"] = (f"{path}.{mlp}.{down}", "in", None)
+                found["mlp_post"] = (f"{path}.{inner}{down}", "in", None)
             else:
                 self.refused.setdefault("mlp_post", "its MLP has no single hidden layer")
-            if mlp:
-                found["mlp_out"] = (f"{path}.{_child(block, AFTER_MLP) or mlp}", "out", None)
+            if mlp or down:
+                found["mlp_out"] = (f"{path}.{_child(block, AFTER_MLP) or mlp or down}", "out", None)
             else:
                 self.refused.setdefault("mlp_out", "its MLP is not a module of its own")
             found["resid_post"] = (path, "out", None)

@@ -40,7 +40,9 @@ class Result:
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         plain = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
         return {"type": type(self).__name__} | {
-            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+            name: dataclasses.asdict(value)
+            if dataclasses.is_dataclass(value) and not isinstance(value, type)
+            else value
             for name, value in plain.items()
         }
 
@@ -50,8 +52,13 @@ class Result:
         assert isinstance(other, Result)
         cost = ("forwards", "backwards", "method")
         mine, theirs = ({k: v for k, v in each.facts().items() if k not in cost} for each in (self, other))
-        pairs = [(value, other.arrays()[name]) for name, value in self.arrays().items()]
-        return mine == theirs and all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
+        left, right = self.arrays(), other.arrays()
+        # compared as texts, in which a NaN equals a NaN
+        return (
+            repr(mine) == repr(theirs)
+            and left.keys() == right.keys()
+            and all(map(_same, left.values(), right.values()))
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -60,36 +67,52 @@ class Result:
         mine = self.arrays()
         if mine.keys() != stored.keys() or any(mine[name].shape != stored[name].shape for name in mine):
             return False
-        return all(
-            np.array_equal(mine[name], old)
-            if old.dtype.kind not in "fc"
-            else float(np.abs(mine[name] - old).max(initial=0)) <= tolerance * float(np.abs(old).max(initial=0))
-            for name, old in stored.items()
-        )
+        return all(_same(mine[name], old, tolerance) for name, old in stored.items())
 
     def to_npz(self) -> bytes:
         """The arrays as an NPZ file without pickles; the rest as JSON text in its member `facts`."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, facts=np.array(json.dumps(self.facts())), **self.arrays())  # type: ignore[arg-type]
+        np.savez_compressed(buffer, allow_pickle=False, facts=np.array(json.dumps(self.facts())), **self.arrays())
         return buffer.getvalue()
 
     def to_json(self) -> str:
         """Everything as JSON; floats with seven significant digits."""
         numbers = {name: _rounded(value) for name, value in self.arrays().items()}
-        return json.dumps(self.facts() | numbers)
+        return json.dumps(_finite(self.facts() | numbers), allow_nan=False)
+
+
+def _same(value: np.ndarray, old: np.ndarray, tolerance: float = 0) -> bool:
+    """Whether all numbers are equal, or differ by at most `tolerance` of the largest finite one; NaN equals NaN."""
+    if value.shape != old.shape:
+        return False
+    if old.dtype.kind not in "fc" or value.dtype.kind not in "fc":
+        return np.array_equal(value, old)
+    finite = np.isfinite(old)
+    scale = float(np.abs(old[finite]).max(initial=0))
+    near = np.abs(value[finite] - old[finite]) <= tolerance * scale
+    return bool(near.all()) and np.array_equal(value[~finite], old[~finite], equal_nan=True)
 
 
 def _rounded(value: np.ndarray) -> Any:
-    if value.dtype.kind != "f":
+    if value.dtype.kind != "f" or value.ndim == 0:
         return value.tolist()
     return [_rounded(row) for row in value] if value.ndim > 1 else [float(f"{number:.7g}") for number in value]
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 @dataclass(frozen=True, eq=False)
 class Heatmap(Result):
     """What matters where in an image.
 
-    values: [height, width] on the layer's grid, signed and unscaled. size: height and width, in pixels, of the model's input.
+    values: [height, width] on the layer's grid, signed and unscaled. size: [height, width] of the model's input.
     box: where that input lies on the upright original (left, top, right, bottom as fractions of it).
     units: what one unit of `values` means. signed: whether a negative value means evidence against.
     """
@@ -119,10 +142,10 @@ class Heatmap(Result):
         return whole
 
     def share(self, mask: np.ndarray) -> float:
-        """The share of the positive part of the map that lies in `mask` [height, width] of the original; NaN without any."""
+        """The share of the positive part of the map in `mask` [height, width] of the original; NaN where nothing is."""
         positive = np.nan_to_num(np.maximum(self.at_original(*mask.shape), 0))
         total = float(positive.sum())
-        return float(positive[mask].sum()) / total if total > 0 else float("nan")
+        return float(positive[mask.astype(bool)].sum()) / total if total > 0 else float("nan")
 
     @property
     def finding(self) -> str:
@@ -131,7 +154,11 @@ class Heatmap(Result):
         if not np.isfinite(values).all():
             return "The map has values that are not finite."
         if values.max() <= 0:
-            return "The map is zero everywhere." if not values.any() else "The map is nowhere positive: no evidence for this class."
+            return (
+                "The map is zero everywhere."
+                if not values.any()
+                else "The map is nowhere positive: no evidence for this class."
+            )
         row, column = np.unravel_index(int(values.argmax()), values.shape)
         vertical = ("upper", "middle", "lower")[min(int(3 * (row + 0.5) / values.shape[0]), 2)]
         horizontal = ("left", "centre", "right")[min(int(3 * (column + 0.5) / values.shape[1]), 2)]
@@ -153,7 +180,7 @@ class TokenScores(Result):
 
 @dataclass(frozen=True, eq=False)
 class TokenGrid(Result):
-    """A matrix over rows (layers, say) and tokens: values [row, column], and a text for each cell where there is one."""
+    """A matrix over rows (layers, say) and tokens: values [row, column], and a text per cell if there is one."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import struct
-import warnings
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 
 from interp import Missing, Unsuitable, store
 
@@ -63,7 +61,9 @@ class Image:
             picture = PIL.Image.fromarray(picture)
         picture = picture.convert("RGB")
         picture.thumbnail((MAX_SIDE, MAX_SIDE), PIL.Image.Resampling.LANCZOS)
-        return Image(_png(picture), name, None if mask is None else _png(PIL.Image.fromarray(mask.astype(np.uint8) * 255)))
+        return Image(
+            _png(picture), name, None if mask is None else _png(PIL.Image.fromarray(mask.astype(np.uint8) * 255))
+        )
 
     @staticmethod
     def gallery(name: str) -> Image:
@@ -108,7 +108,7 @@ class Image:
             return Image.gallery(reference)
         digest = reference.removeprefix("sha256:")
         data = store.blob(digest)
-        if data is None:
+        if data is None or not data.startswith(b"\x89PNG"):
             raise Missing("This link is about an uploaded image that is not kept here; upload the same file to see it.")
         return Image(data)
 
@@ -128,13 +128,15 @@ class Prompt:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise Unsuitable("The prompt is empty; type a few words.")
+        if self.text != self.text.encode(errors="replace").decode():
+            raise Unsuitable("The prompt holds half a character (a lone surrogate); type it again.")
         if len(self.text) > 10_000:
             raise Unsuitable(f"The prompt has {len(self.text):,} characters; the limit is 10,000.")
 
 
 @dataclass(frozen=True)
 class PromptPair:
-    """A clean and a corrupted prompt of the same length, the answer that clean gives and the foil that corrupted gives."""
+    """A clean and a corrupted prompt of the same length, the answer of clean and the foil of corrupted."""
 
     clean: str
     corrupted: str
@@ -179,54 +181,86 @@ def _from_gallery(name: str, file: str, mask: str | None) -> Image:
 
 def _png(picture: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
+    picture.info.clear()  # profiles would make equal pixels unequal bytes, and tell where a photo was taken
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def _decode(data: bytes) -> PIL.Image.Image:
-    """Decode untrusted bytes: size checked from the header first, warnings of Pillow taken as refusals."""
+    """Decode untrusted bytes: size checked from the header first, then made 8-bit RGB and upright."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise Unsuitable(
-                    f"This image has {width * height / 1e6:.0f} megapixels; the limit is {MAX_PIXELS / 1e6:.0f}. Scale it down."
-                )
-            if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
-                raise Unsuitable(
-                    f"This image is {width} x {height} pixels; it needs at least {MIN_SIDE} a side, "
-                    f"and one side at most {MAX_ASPECT} times the other."
-                )
-            picture.draft("RGB", (2 * MAX_SIDE, 2 * MAX_SIDE))  # JPEG decodes at a fraction of the size for free
-            picture.load()
-            return PIL.ImageOps.exif_transpose(_rgb(picture))
+        picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise Unsuitable(
+                f"This image has {width * height / 1e6:.0f} megapixels, more than {MAX_PIXELS / 1e6:.0f}; scale it down."
+            )
+        if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
+            raise Unsuitable(
+                f"This image is {width} x {height} pixels; it needs at least {MIN_SIDE} a side, "
+                f"and one side at most {MAX_ASPECT} times the other."
+            )
+        picture.draft("RGB", (2 * MAX_SIDE, 2 * MAX_SIDE))  # JPEG decodes at a fraction of the size for free
+        picture.load()
+        turn = _orientation(picture)
+        picture = _rgb(picture)
+        return picture if turn is None else picture.transpose(turn)
     except Unsuitable:
         raise
     except PIL.UnidentifiedImageError:
         raise Unsuitable("This file is not an image that can be read here; use PNG, JPEG or WebP.") from None
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, EOFError, MemoryError, ArithmeticError):
-        raise Unsuitable("This image is damaged or cut off; save it again as PNG or JPEG.") from None
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
+    except PIL.Image.DecompressionBombError:
         raise Unsuitable("This image is far too large when unpacked; scale it down.") from None
+    except Exception:  # Pillow's plugins raise almost anything on damaged data
+        raise Unsuitable("This image is damaged or cut off; save it again as PNG or JPEG.") from None
+
+
+def _orientation(picture: PIL.Image.Image) -> PIL.Image.Transpose | None:
+    """How EXIF says it has to be turned to stand upright."""
+    try:
+        return _TURNS.get(picture.getexif().get(PIL.ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF in a good photo
+        return None
+
+
+_TURNS: dict[int, PIL.Image.Transpose] = dict(enumerate((PIL.Image.Transpose[name] for name in (
+    "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90",
+)), start=2))  # fmt: skip
 
 
 def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """8-bit RGB: 16 and 32 bit scaled to their range, transparency on white. Keeps EXIF, which holds the orientation."""
-    exif = picture.getexif()
+    """8-bit RGB: 16 and 32 bit scaled to their range, transparency on white; in strips, so that memory stays small."""
+    scale = None
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
         # 16-bit files use the whole range; other integers and floats have no declared range, so theirs is taken
-        low, high = (0.0, 65535.0) if picture.mode.startswith("I;16") else (float(values.min()), float(values.max()))
-        if picture.mode == "I" and low >= 0 and high <= 65535:
-            low, high = 0.0, 65535.0
-        scaled = (values - low) / max(high - low, 1e-12) * 255
-        picture = PIL.Image.fromarray(np.nan_to_num(scaled).round().clip(0, 255).astype(np.uint8))
+        scale = (0.0, 65535.0) if picture.mode.startswith("I;16") else _extremes(picture)
+        if picture.mode == "I" and scale[0] >= 0 and scale[1] <= 65535:
+            scale = 0.0, 65535.0
+    width, height = picture.size
+    factor = max(1, max(width, height) // (2 * MAX_SIDE))
+    parts, step = [], factor * max(1, 2**20 // (width * factor))
+    for top in range(0, height, step):
+        strip = picture.crop((0, top, width, min(top + step, height)))
+        strip.info = picture.info  # where a palette keeps its transparent colour
+        parts.append(_strip(strip, scale).reduce(factor))
+    whole = PIL.Image.new("RGB", (parts[0].width, sum(part.height for part in parts)))
+    for index, part in enumerate(parts):
+        whole.paste(part, (0, index * parts[0].height))
+    return whole
+
+
+def _extremes(picture: PIL.Image.Image) -> tuple[float, float]:
+    values = np.asarray(picture)
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
+
+def _strip(picture: PIL.Image.Image, scale: tuple[float, float] | None) -> PIL.Image.Image:
+    if scale is not None:
+        low, high = scale
+        scaled = (np.asarray(picture, dtype=np.float64) - low) / (high - low if high > low else 1.0) * 255
+        return PIL.Image.fromarray(np.nan_to_num(scaled).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
-        white = PIL.Image.new("RGBA", rgba.size, "white")
-        picture = PIL.Image.alpha_composite(white, rgba)
-    picture = picture.convert("RGB")
-    picture.info["exif"] = exif.tobytes()
-    return picture
+        picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, "white"), rgba)
+    return picture.convert("RGB")

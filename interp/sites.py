@@ -26,7 +26,7 @@ ROTARY = {"hook_q": "q", "hook_k": "k", "hook_rot_q": "q", "hook_rot_k": "k"}
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """The address of an activation: `Site("resid_post", 3)`, `Site("z", 3, head=5)`, `Site("stage", 2)`, `Site("input")`.
+    """The address of an activation: `Site("resid_post", 3)`, `Site("z", 3, head=5)`, `Site("stage", 2)`.
 
     `Site("module", path="encoder.stages.3")` is the output of a module and `":in"` at the end of the path its first
     input. `str(site)` ("z.3.5") and `Site.parse` are inverse.
@@ -67,9 +67,8 @@ class Site:
             return Site("module", path=text.removeprefix("module:"))
         if text == "hook_embed":
             return Site("embed")
-        if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", text):
-            if kind := _TRANSFORMER_LENS.get(match[2]):
-                return Site(kind, int(match[1]))
+        if (match := re.fullmatch(r"blocks\.(\d{1,4})\.(.+)", text)) and (kind := _TRANSFORMER_LENS.get(match[2])):
+            return Site(kind, int(match[1]))
         if match := re.fullmatch(r"([a-z_]+)(?:\.(\d{1,4}))?(?:\.(\d{1,5}))?", text):
             kind, layer, head = match.groups()
             return Site(kind, None if layer is None else int(layer), None if head is None else int(head))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+DIGEST = re.compile(r"[0-9a-f]{64}")
 _locks: dict[str, threading.Lock] = {}
 _locks_lock = threading.Lock()
 
@@ -27,45 +28,40 @@ def folder() -> Path:
 def keep_blob(data: bytes) -> str:
     """Keep bytes and return the sha256 that finds them again."""
     digest = hashlib.sha256(data).hexdigest()
-    path = _path("blobs", digest)
-    if not path.exists():
-        _write(path, data)
+    if blob(digest) is None:  # absent, or damaged
+        _write(_path("blobs", digest), data)
     return digest
 
 
 def blob(digest: str) -> bytes | None:
     """The bytes of that sha256, or None where they are not kept (or not a sha256, or damaged)."""
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        return None
-    path = _path("blobs", digest)
-    data = path.read_bytes() if path.exists() else None
+    data = _read("blobs", digest)
     return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
 
 
 def forget_blob(digest: str) -> None:
     """Delete a kept upload."""
-    if re.fullmatch(r"[0-9a-f]{64}", digest):
+    if DIGEST.fullmatch(digest):
         _path("blobs", digest).unlink(missing_ok=True)
 
 
 def keep_numbers(digest: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keep the numbers of the experiment of that digest, unless they are kept already: the first answer is the record."""
-    path = _path("numbers", digest)
-    if not path.exists():
+    """Keep the numbers of the experiment of that digest, unless some are kept already: the first answer counts."""
+    if numbers(digest) is None:  # absent, or damaged
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-        _write(path, buffer.getvalue())
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        _write(_path("numbers", digest), buffer.getvalue())
 
 
 def numbers(digest: str) -> dict[str, np.ndarray] | None:
     """The kept numbers of that experiment, or None."""
-    path = _path("numbers", digest)
-    if not path.exists():
+    data = _read("numbers", digest)
+    if data is None:
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, KeyError):
+    except Exception:  # whatever a damaged archive makes zipfile, zlib and numpy raise, it is not kept
         return None
 
 
@@ -85,7 +81,16 @@ def key_of(*parts: Any) -> str:
 
 
 def _path(kind: str, digest: str) -> Path:
+    if not DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest[:80]!r} is no sha256")
     return folder() / kind / digest[:2] / digest
+
+
+def _read(kind: str, digest: str) -> bytes | None:
+    try:
+        return _path(kind, digest).read_bytes() if DIGEST.fullmatch(digest) else None
+    except FileNotFoundError:
+        return None
 
 
 def _lock(key: str) -> threading.Lock:
@@ -97,5 +102,10 @@ def _write(path: Path, data: bytes) -> None:
     """Write so that a reader sees all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
+        try:
+            file.write(data)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -8,10 +8,13 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from interp import Missing, Unsuitable
 from interp.model import LanguageModel, Model, VisionModel
@@ -23,12 +26,15 @@ LARGEST = int(os.environ.get("ACTISCOPE_MODEL_BYTES", str(4 * 2**30)))
 """Weights larger than this are refused before they are downloaded or read."""
 
 VISION = (
-    "resnet", "regnet", "convnext", "convnextv2", "efficientnet", "mobilenet_v2", "vit", "deit", "dinov2", "dinov2_with_registers",
-    "beit", "swin", "swinv2",
+    "resnet", "regnet", "convnext", "convnextv2", "efficientnet", "mobilenet_v2", "vit", "deit", "dinov2",
+    "dinov2_with_registers", "beit", "swin", "swinv2",
 )  # fmt: skip
 LANGUAGE = (
-    "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt_neox", "opt", "phi3", "olmo2", "mixtral",
+    "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt_neox", "opt", "phi3", "olmo2",
+    "mixtral",
 )  # fmt: skip
+
+HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}(/[A-Za-z0-9_.-]{1,96})?(@[A-Za-z0-9_./-]{1,96})?")
 
 _loaded: OrderedDict[tuple[str, str, str], Model] = OrderedDict()
 _folders: dict[str, Path] = {}
@@ -60,10 +66,13 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | None = None)
         with _lock:
             if key in _loaded:
                 return _loaded[key]  # type: ignore[return-value]
-        model = _load(name, device, dtype)
+        try:
+            model = _load(name, device, dtype)
+        finally:
+            with _lock:
+                _loading.pop(key, None)
         with _lock:
             _loaded[key] = model
-            _loading.pop(key, None)
             while len(_loaded) > KEEP:
                 _loaded.popitem(last=False)
         return model
@@ -87,14 +96,40 @@ def shared_name(name: str) -> str:
     folder = _folder(name)
     if folder is None:
         return name
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in _weights(folder))).hexdigest()[:16]
+    files = [path for path in (*sorted(folder.glob("*.json")), *_weights(folder)) if path.is_file()]
+    digest = _digest(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
     _folders[digest] = folder
     return f"local:{digest}"
 
 
+@lru_cache(64)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of the contents of these files; their sizes and times only say when to read them again."""
+    hasher = hashlib.sha256()
+    for path, size, _ in files:
+        hasher.update(f"{Path(path).name} {size} ".encode())
+        with open(path, "rb") as file:
+            hasher.update(hashlib.file_digest(file, "sha256").digest())
+    return hasher.hexdigest()[:16]
+
+
+def is_path(name: str) -> bool:
+    """Whether `load` would look into a folder given by its path."""
+    return not (name in shelf() or name.startswith("local:")) and (
+        _folder(name) is not None or not HUB_ID.fullmatch(name) or ".." in name
+    )
+
+
 def _folder(name: str) -> Path | None:
-    path = Path(name).expanduser()
-    return path.resolve() if path.is_dir() else None
+    try:
+        path = Path(name).expanduser()
+        return path.resolve() if path.is_dir() else None
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # a name too long for a path, with a zero in it, or of a home that is not
+        return None
 
 
 def _find(name: str) -> Path | None:
@@ -108,12 +143,14 @@ def _find(name: str) -> Path | None:
     if name.startswith("local:"):
         found = _folders.get(name.removeprefix("local:"))
         if found is None:
-            raise Missing("This link is about a model in a folder on another machine; load that folder on the Models page first.")
+            raise Missing(
+                "This link is about a model in a folder on another machine; load that folder on the Models page first."
+            )
         return found
     folder = _folder(name)
     if folder is not None:
         return folder
-    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?(@[\w./-]{1,96})?", name) or ".." in name:
+    if not HUB_ID.fullmatch(name) or ".." in name:
         raise Unsuitable(f"{name[:80]!r} is no folder here and no Hugging Face id (owner/name).")
     return None
 
@@ -137,24 +174,37 @@ def _check_folder(folder: Path) -> None:
         raise Unsuitable(f"{folder.name} is larger than {LARGEST / 2**30:.0f} GB, the limit here.")
 
 
-def _check_hub(name: str, revision: str | None) -> None:
-    """Ask the hub for the list of files before anything is downloaded: there, safetensors, small enough."""
+def _check_hub(name: str, revision: str | None) -> bool:
+    """Ask the hub for the files before anything is downloaded; false where it can't be asked but a copy is here."""
+    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise Unsuitable(f"Hugging Face has no model {name!r}" + (f" at {revision!r}." if revision else ".")) from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as problem:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        raise Unsuitable(
+            f"Hugging Face has no model {name!r}" + (f" at {revision!r}" if revision else "") + " that is open to all."
+        ) from None
+    except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as problem:
         if _cached(name, revision):
-            return
-        raise Unsuitable(f"{name!r} can't be fetched: Hugging Face can't be reached from here ({type(problem).__name__}).") from None
+            return False
+        raise Unsuitable(
+            f"{name!r} can't be fetched: Hugging Face can't be reached from here ({type(problem).__name__})."
+        ) from None
     sizes = [each.size or 0 for each in info.siblings or [] if each.rfilename.endswith(".safetensors")]
     if not sizes:
         raise Unsuitable(f"{name} has no safetensors weights; pickled ones are not opened here.")
     if sum(sizes) > LARGEST:
-        raise Unsuitable(f"{name} has {sum(sizes) / 2**30:.1f} GB of weights; the limit here is {LARGEST / 2**30:.0f} GB.")
+        raise Unsuitable(
+            f"{name} has {sum(sizes) / 2**30:.1f} GB of weights; the limit here is {LARGEST / 2**30:.0f} GB."
+        )
+    return True
 
 
 def _cached(name: str, revision: str | None) -> bool:
@@ -163,45 +213,71 @@ def _cached(name: str, revision: str | None) -> bool:
     return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
 
 
+# what transformers, its configuration checks and safetensors raise for files that are damaged, odd or not there
+PROBLEMS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+    StrictDataclassError,
+)
+
+
+def _first_line(problem: BaseException) -> str:
+    return next(iter(str(problem).splitlines()), type(problem).__name__)[:160]
+
+
 def _load(name: str, device: str | None, dtype: torch.dtype | None) -> VisionModel | LanguageModel:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModelForCausalLM,
+        AutoModelForImageClassification,
+        AutoTokenizer,
+    )
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder = _find(name)
+    folder, online = _find(name), False
     if folder is not None:
         _check_folder(folder)
         source, revision, shown = str(folder), None, name if name in shelf() else folder.name
     else:
         source, _, at = name.partition("@")
         revision, shown = at or None, source
-        _check_hub(source, revision)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": folder is not None}
+        online = _check_hub(source, revision)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": not online}
     with _one_at_a_time:
         try:
             config = AutoConfig.from_pretrained(source, **options)
-        except (OSError, ValueError, KeyError) as problem:
-            raise Unsuitable(f"The configuration of {shown} can't be read: {str(problem).splitlines()[0][:160]}") from None
+        except PROBLEMS as problem:
+            raise Unsuitable(f"The configuration of {shown} can't be read: {_first_line(problem)}") from None
         kind = config.model_type
         if kind not in VISION + LANGUAGE:
             raise Unsuitable(f"{shown} is a {kind}; Actiscope looks into {', '.join(VISION + LANGUAGE)}.")
         heads = {"vision": AutoModelForImageClassification, "language": AutoModelForCausalLM}
         vision = kind in VISION
         try:
-            # read as float32 whatever they are stored as: another dtype here would change the default of the whole process
+            # as float32 whatever they are stored as: another dtype here would change the default of the whole process
             network, report = heads["vision" if vision else "language"].from_pretrained(
                 source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as problem:
-            raise Unsuitable(f"The weights of {shown} can't be read: {str(problem).splitlines()[0][:160]}") from None
+        except PROBLEMS as problem:
+            raise Unsuitable(f"The weights of {shown} can't be read: {_first_line(problem)}") from None
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
-            raise Unsuitable(f"{shown} lacks weights ({missing[0]} and {len(missing) - 1} more): it was saved without its classifier.")
+            raise Unsuitable(
+                f"{shown} lacks weights ({missing[0]} and {len(missing) - 1} more); save it with its classifier."
+            )
         reader = AutoImageProcessor if vision else AutoTokenizer
         try:
-            reads = reader.from_pretrained(source, **options)
-        except (OSError, ValueError, KeyError, TypeError):
+            # one backend wherever this runs: torchvision's resizes to other pixels than Pillow's
+            reads = reader.from_pretrained(source, **options | ({"backend": "pil"} if vision else {}))
+        except PROBLEMS:
             what = "an image processor (preprocessor_config.json)" if vision else "a tokenizer"
             raise Unsuitable(f"{shown} comes without {what}; save it into the same folder.") from None
     network = network.to(device or "cpu", dtype or torch.float32)
