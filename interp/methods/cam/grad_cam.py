@@ -6,7 +6,8 @@ from interp.samples import Image, Target
 from interp.sites import Site
 
 PAPER = Paper(
-    "Selvaraju, Ramprasaath R. and Cogswell, Michael and Das, Abhishek and Vedantam, Ramakrishna and Parikh, Devi and Batra, Dhruv",
+    "Selvaraju, Ramprasaath R. and Cogswell, Michael and Das, Abhishek and Vedantam, Ramakrishna and Parikh, Devi "
+    "and Batra, Dhruv",
     "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
     2017,
     "ICCV",
@@ -32,8 +33,8 @@ def grad_cam(model: VisionModel, sample: Image, *, target: Target = Target(), si
         Unsuitable: no such class or layer.
 
     Assumes:
-        That a channel means the same wherever it fires: one weight stands for the whole map. Exact for networks that end
-        in average pooling and one linear layer; elsewhere the map does not add up to the logit.
+        That a channel means the same wherever it fires: one weight stands for the whole map. Exact for networks that
+        end in average pooling and one linear layer; elsewhere the map does not add up to the logit.
 
     Misleads:
         At earlier layers, where the gradient differs from place to place, its mean can highlight places that the class

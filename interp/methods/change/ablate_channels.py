@@ -41,8 +41,8 @@ def ablate_channels(
         Unsuitable: the layer has fewer channels.
 
     Assumes:
-        That the network can go on without the channel. Zero is far from what later layers have seen where the channel is
-        rarely zero, so a large effect can come from the surprise and not from what the channel carries.
+        That the network can go on without the channel. Zero is far from what later layers have seen where the channel
+        is rarely zero, so a large effect can come from the surprise and not from what the channel carries.
 
     Misleads:
         When several channels carry the same thing, ablating one of them changes nothing, though all matter.

@@ -1,0 +1,86 @@
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.method import Paper, lens
+from interp.methods.cam._channels import Forward, activations, heatmap, put, width
+from interp.model import VisionModel
+from interp.progress import track
+from interp.results import Heatmap
+from interp.samples import Image, Target
+from interp.sites import Site
+
+PAPER = Paper(
+    "Desai, Saurabh and Ramaswamy, Harish G.",
+    "Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free Localization",
+    2020,
+    "WACV",
+    "https://openaccess.thecvf.com/content_WACV_2020/html/Desai_Ablation-CAM_Visual_Explanations_for_Deep_Convolutional"
+    "_Network_via_Gradient-free_Localization_WACV_2020_paper.html",
+)
+BYTES = 64 * 2**20
+"""How much the ablated copies of the activation may take at once."""
+
+
+def cost(model: VisionModel, site: Site | None, **_: object) -> tuple[float, float]:
+    """In forwards: the layers up to the site run once a batch of channels, only those behind it for each channel."""
+    site = model.resolve(site or model.last_spatial)
+    sites = model.spatial_sites()
+    after = len(sites) - sites.index(site) - (0 if site.kind == "resid_pre" else 1) if site in sites else len(sites)
+    return 4 + width(model, site) * after / len(sites), 0
+
+
+@lens("Ablation-CAM", PAPER, cost=cost)
+def ablation_cam(model: VisionModel, sample: Image, *, target: Target = Target(), site: Site | None = None) -> Heatmap:
+    """Weigh each channel by how much the class logit falls when the channel is set to zero.
+
+        w_k  = (S_c - S_c with A_k = 0) / |S_c|
+        L_ij = sum_k  w_k A_kij
+
+    The paper divides by S_c, which turns the map inside out where the logit is negative; for positive logits it is the
+    same. The layers before the site run at batch 1, those behind it on a batch of ablated copies.
+
+    Args:
+        target: The class to explain.
+        site: The layer whose channels are ablated; the last one that is still a map unless given.
+
+    Returns:
+        Heatmap [height, width] on the layer's grid, as activation times relative drop of the logit, before the paper's
+        final ReLU.
+
+    Raises:
+        Unsuitable: no such class or layer.
+
+    Assumes:
+        That channels work alone. Zero is also far from usual for channels that are rarely zero.
+
+    Misleads:
+        Where several channels carry the same thing, ablating one costs nothing, and all get weight 0. A logit near zero
+        makes the scale of the map huge, not its pattern.
+    """
+    at = activations(model, sample, target, site)
+    drop = at.logits[at.index] - ablated(model, sample, at)
+    # a logit of exactly zero has no relative drop; a bound far below any real logit keeps the pattern
+    weights = drop / at.logits[at.index].abs().clamp(min=1e-6 * float(at.logits.abs().max()) or 1.0)
+    return heatmap(model, sample, at, (weights[:, None, None] * at.activation).sum(0), "activation x relative drop")
+
+
+def ablated(model: VisionModel, sample: Image, at: Forward) -> Float[Tensor, "channel"]:
+    """The class logit with each channel set to zero in turn."""
+    maps, count = model.grid(at.site), len(at.activation)
+    batch = max(1, BYTES // max(1, at.activation.numel() * at.activation.element_size()))
+
+    def without(part: Tensor) -> Tensor:
+        def ablate(activation: Tensor) -> Tensor:
+            here = maps(activation).expand(len(part), -1, -1, -1).clone()
+            here[torch.arange(len(part)), part] = 0
+            return put(activation, here)
+
+        with model.edit({at.site: ablate}):
+            return model(sample)[:, at.index]
+
+    def score() -> Tensor:
+        parts = torch.arange(count, device=at.activation.device).split(batch)
+        return torch.cat([without(part) for part in track(parts, "Ablated channels")])
+
+    return model.cached(("ablated", sample.sha256, at.site, at.index), score)
