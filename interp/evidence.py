@@ -128,3 +128,12 @@ def picture_after(experiment: Experiment) -> PIL.Image.Image:
     result = original.copy()
     result.paste(new, place, mask)
     return result
+
+
+def mask_of(box: Box, size: tuple[int, int]) -> np.ndarray:
+    """A box in fractions as a mask, bool [height, width], of a picture of `size` (width, height)."""
+    width, height = size
+    left, top, right, bottom = box
+    mask = np.zeros((height, width), bool)
+    mask[round(top * height) : max(round(bottom * height), round(top * height) + 1), round(left * width) : max(round(right * width), round(left * width) + 1)] = True
+    return mask

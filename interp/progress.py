@@ -54,7 +54,9 @@ _METERS: ContextVar[tuple[Meter, ...]] = ContextVar("meters", default=())
 
 @contextmanager
 def watch(
-    report: Callable[[Progress], None] | None = None, cancel: threading.Event | None = None, seconds: float | None = None
+    report: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+    seconds: float | None = None,
 ) -> Iterator[None]:
     """Receive the progress of the work inside, let `cancel.set()` stop it, and stop it after `seconds`.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from interp import Unsuitable
 
 PLAIN = ("embed", "input")
-"""Kinds without a layer. `embed` enters the first block; `input` is the pixels, or the token embeddings."""
+"""Kinds without a layer. `input` is the pixels, or the token embeddings; `embed` is those, or patches with positions."""
 LAYERED = ("resid_pre", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post", "stage")
 HEADED = ("q", "k", "v", "pattern", "z")
 """Kinds with a head axis: q k v z are [batch, position, head, d_head], pattern is [batch, head, query, key]."""
@@ -24,7 +24,7 @@ ROTARY = {"hook_q": "q", "hook_k": "k", "hook_rot_q": "q", "hook_rot_k": "k"}
 """TransformerLens names that mean q or k on some models only: the model resolves or refuses them."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Site:
     """The address of an activation: `Site("resid_post", 3)`, `Site("z", 3, head=5)`, `Site("stage", 2)`.
 
@@ -44,8 +44,8 @@ class Site:
             good = self.layer is None and self.head is None and self.path is None
         else:
             known = self.kind in LAYERED or self.kind in HEADED or self.kind in ROTARY
-            good = known and self.path is None and isinstance(self.layer, int) and self.layer >= 0
-            good = good and (self.head is None or (self.kind in HEADED and self.head >= 0))
+            good = known and self.path is None and _number(self.layer)
+            good = good and (self.head is None or (self.kind in (*HEADED, *ROTARY) and _number(self.head)))
         if not good:
             raise Unsuitable(f"There is no site {self.kind!r} with {self.layer=}, {self.head=}, {self.path=}.")
 
@@ -53,6 +53,10 @@ class Site:
         if self.kind == "module":
             return f"module:{self.path}"
         return ".".join(str(part) for part in (self.kind, self.layer, self.head) if part is not None)
+
+    def __lt__(self, other: Site) -> bool:
+        mine, theirs = ((s.kind, s.layer or 0, -1 if s.head is None else s.head, s.path or "") for s in (self, other))
+        return mine < theirs
 
     @staticmethod
     def parse(text: str | Site) -> Site:
@@ -67,9 +71,13 @@ class Site:
             return Site("module", path=text.removeprefix("module:"))
         if text == "hook_embed":
             return Site("embed")
-        if (match := re.fullmatch(r"blocks\.(\d{1,4})\.(.+)", text)) and (kind := _TRANSFORMER_LENS.get(match[2])):
+        if (match := re.fullmatch(r"blocks\.([0-9]{1,4})\.(.+)", text)) and (kind := _TRANSFORMER_LENS.get(match[2])):
             return Site(kind, int(match[1]))
-        if match := re.fullmatch(r"([a-z_]+)(?:\.(\d{1,4}))?(?:\.(\d{1,5}))?", text):
+        if match := re.fullmatch(r"([a-z_]+)(?:\.([0-9]{1,4}))?(?:\.([0-9]{1,5}))?", text):
             kind, layer, head = match.groups()
             return Site(kind, None if layer is None else int(layer), None if head is None else int(head))
         raise Unsuitable(f"{text!r} names no site; write for example resid_post.3, z.3.5, stage.2 or module:PATH.")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -132,12 +132,20 @@ def stop(experiment: Experiment) -> None:
                 job.cancel.set()
 
 
-def stop_others(wanted: set[str]) -> None:
-    """This visitor has moved on: drop their wish for every job that is not in `wanted` (keys)."""
+def begin() -> None:
+    """A page begins: note the time, so that `end` knows what it asked for."""
+    st.session_state["page-began"] = time.monotonic()
+
+
+def end() -> None:
+    """A page has been shown in full: this visitor no longer wants the jobs that it did not ask for."""
+    began = st.session_state["page-began"]
     with _lock:
-        for key, job in _jobs.items():
-            if key not in wanted and job.wanted.pop(_visitor(), None) and not job.wanted:
-                job.cancel.set()
+        for job in _jobs.values():
+            if job.wanted.get(_visitor(), began) < began:
+                del job.wanted[_visitor()]
+                if not job.wanted:
+                    job.cancel.set()
 
 
 def _work(key: str, job: Job) -> None:

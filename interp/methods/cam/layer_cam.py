@@ -36,7 +36,8 @@ def layer_cam(
         scaling: tanh lifts the weak values of shallow layers, as the paper does before it merges layers.
 
     Returns:
-        Heatmap [height, width] on the layer's grid, in logits per cell (no unit after tanh), before the paper's final ReLU.
+        Heatmap [height, width] on the layer's grid, in logits per cell (no unit after tanh), before the paper's final
+        ReLU.
 
     Raises:
         Unsuitable: no such class or layer.

@@ -1,0 +1,19 @@
+"""Actiscope: see what a neural network reacts to, trace how it computes, change it, and look again."""
+
+import interp  # noqa: F401  (first: it sets what has to be set before torch is imported)
+
+# isort: split
+import streamlit as st
+
+st.set_page_config(page_title="Actiscope", page_icon=":material/center_focus_strong:", layout="wide", initial_sidebar_state="collapsed")
+page = st.navigation(
+    [
+        st.Page("pages/home.py", title="Home", default=True),
+        st.Page("pages/heatmaps.py", title="Heatmaps", icon=":material/gradient:"),
+        st.Page("pages/methods.py", title="Methods", icon=":material/menu_book:"),
+        st.Page("pages/models.py", title="Models", icon=":material/deployed_code:"),
+        st.Page("pages/history.py", title="History", icon=":material/history:"),
+    ],
+    position="top",
+)
+page.run()

@@ -1,0 +1,129 @@
+"""The experiment bar: model, input, interventions and lens, each a chip that opens its controls; undo, link, code."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import streamlit as st
+
+from interp import Unsuitable, zoo
+from interp.experiment import Call
+from interp.methods import METHODS
+from interp.model import VisionModel
+from interp.samples import Image
+from interp.sites import Site
+from pages.ui import share
+from pages.ui.bench import Chip, bench, change, undo, use_model
+from pages.ui.controls import controls, site_name
+from pages.ui.inputs import gallery_cards, uploader
+
+OPENING = {"hide_region": {"box": (0.3, 0.3, 0.7, 0.7)}, "add_noise": {"sigma": 0.25}}
+"""What an intervention starts with when it is added by hand: something that can be seen."""
+
+
+def bar(model: VisionModel) -> None:
+    """Show the bar for what is on the bench."""
+    with st.container(horizontal=True, key="bar", vertical_alignment="center", gap="small"):
+        with st.popover(_short(bench().model), icon=":material/deployed_code:", help="The model"):
+            _model_chip()
+        with st.popover(_short(str(bench().sample)), icon=":material/image:", help="The input"):
+            uploader("bar-upload")
+            gallery_cards("bar-gallery", least=84)
+        for index, chip in enumerate(bench().chips):
+            _intervention_chip(index, chip, model)
+        with st.popover("Change", icon=":material/add:", help="Change the input, the activations or the weights, and see both"):
+            for method in METHODS.values():
+                if method.kind == "intervention":
+                    refusal = method.refuses(model)
+                    st.button(
+                        method.name, key=f"add:{method.key}", help=refusal or method.doc.summary, disabled=bool(refusal),
+                        on_click=add, args=(method.key,), width="stretch",
+                    )  # fmt: skip
+        lens = METHODS[bench().lens.method]
+        with st.popover(_lens_text(bench().lens), icon=":material/visibility:", help="The lens"):
+            names = [m.key for m in METHODS.values() if m.kind == "lens" and m.family == lens.family]
+            st.session_state["lens"] = lens.key
+            st.selectbox("Method", names, key="lens", format_func=lambda key: METHODS[key].name, on_change=lambda: choose_lens(st.session_state["lens"]))
+            controls(bench().lens, model, bench().sample, "lens", lambda call: change(lens=call))
+        st.button("Undo", icon=":material/undo:", on_click=undo, disabled=not st.session_state.get("undo"), type="tertiary", help="Back one step (Ctrl+Z)", shortcut="Ctrl+Z")
+        with st.popover("Link", icon=":material/link:", type="tertiary", help="A link that opens this view"):
+            share.link()
+        with st.popover("Code", icon=":material/code:", type="tertiary", help="The same in a notebook"):
+            st.code(bench().experiment.to_python(), language="python")
+            st.caption("Runs as shown, from a folder with Actiscope's `interp`.")
+
+
+def choose_lens(key: str) -> None:
+    """Look through another method with the settings it shares."""
+    have = bench().lens.settings
+    keep = {control.name: have[control.name] for control in METHODS[key].controls if control.name in ("target", "site") and control.name in have}
+    change(lens=Call(key, **keep))
+
+
+def add(key: str, **settings: Any) -> None:
+    """Add an intervention to the bar."""
+    names = {control.name for control in METHODS[key].controls}
+    opening = {name: value for name, value in OPENING.get(key, {}).items() if name in names}
+    change(chips=(*bench().chips, Chip(Call(key, **{**opening, **settings}))))
+
+
+def _set_chip(index: int, chip: Chip | None) -> None:
+    chips = list(bench().chips)
+    chips[index : index + 1] = [] if chip is None else [chip]
+    change(chips=tuple(chips))
+
+
+def _intervention_chip(index: int, chip: Chip, model: VisionModel) -> None:
+    method = METHODS[chip.call.method]
+    text = in_words(chip.call, model)
+    with st.popover(text if chip.on else f"~~{text}~~", icon=":material/tune:", help=method.doc.summary):
+        st.session_state[f"on:{index}"] = chip.on
+        st.toggle("On", key=f"on:{index}", on_change=lambda: _set_chip(index, dataclasses.replace(chip, on=st.session_state[f"on:{index}"])))
+        controls(chip.call, model, bench().sample, f"chip{index}", lambda call: _set_chip(index, dataclasses.replace(chip, call=call)))
+        st.button("Remove", icon=":material/close:", key=f"remove:{index}", on_click=_set_chip, args=(index, None))
+
+
+def in_words(call: Call, model: Any) -> str:
+    """A call as a chip shows it: "Ablate channels: 12 of stage 7"."""
+    name, settings = METHODS[call.method].name, call.settings
+    site = settings.get("site")
+    where = site_name(model, site) if isinstance(site, Site) else "the last stage"
+    if "channels" in settings and METHODS[call.method].kind == "intervention":
+        count = len(settings["channels"])
+        return f"{name}: {count} of {where}" if count else f"{name}: none yet"
+    parts = [f"{key} {value}" for key, value in call.changed.items() if isinstance(value, str | int | float) and not isinstance(value, bool)]
+    parts += [site_name(model, value) for value in call.changed.values() if isinstance(value, Site)]
+    return name + (": " + ", ".join(parts[:2]) if parts else "")
+
+
+def _lens_text(call: Call) -> str:
+    target = call.settings.get("target")
+    asked = target.name if target is not None and target.name is not None else None
+    return METHODS[call.method].name + (f" · {asked}" if asked is not None else "")
+
+
+def _model_chip() -> None:
+    vision = [name for name, config in zoo.shelf().items() if config["model_type"] in zoo.VISION]
+    now = bench().model
+    names = vision if now in vision else [*vision, now]
+    st.session_state["model-choice"] = now
+
+    def chosen() -> None:
+        try:
+            use_model(st.session_state["model-choice"])
+        except Unsuitable as problem:
+            st.session_state["problem"] = str(problem)
+
+    st.radio("Model", names, key="model-choice", on_change=chosen)
+    st.page_link("pages/models.py", label="Cards, and loading your own", icon=":material/arrow_forward:")
+
+
+def _short(text: str, most: int = 24) -> str:
+    text = "".join(each if each.isalnum() or each in " .-_/@:" else " " for each in text)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def uploaded(sample: Any) -> bool:
+    """Whether the sample is a visitor's own."""
+    return isinstance(sample, Image) and sample.reference.startswith("sha256:")

@@ -1,0 +1,132 @@
+"""Drawing heatmaps: photo and overlay for the hero component, thumbnails for the cards, the evidence strip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import PIL.Image
+import streamlit as st
+
+from interp import evidence
+from interp.experiment import Call, Experiment
+from interp.figures import Look, data_url, draw, fitted, legend, overlay
+from interp.methods import METHODS
+from interp.results import Heatmap, Table
+from interp.samples import Image
+from pages.ui import components, jobs
+from pages.ui.bench import bench, reproduced
+
+SIDE = 640
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def photo_url(_picture: PIL.Image.Image, key: str) -> str:
+    return data_url(fitted(_picture, SIDE), "JPEG")
+
+
+def picture_of(experiment: Experiment) -> PIL.Image.Image:
+    """The photo as the interventions leave it."""
+    assert isinstance(experiment.sample, Image)
+    if not experiment.interventions:
+        return experiment.sample.picture
+    return _changed_picture(experiment, experiment.digest)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _changed_picture(_experiment: Experiment, key: str) -> PIL.Image.Image:
+    return evidence.picture_after(_experiment)
+
+
+def hero(key: str, result: Heatmap, photo: PIL.Image.Image, photo_key: str, look: Look, scale: float, title: str, note: str = "", on: Any = None) -> None:
+    """The photo with one map over it, values on hover, and a box to draw."""
+    height, width = (round(each * 320 / max(photo.size)) for each in (photo.height, photo.width))
+    layer = PIL.Image.fromarray(overlay(result.at_original(height, width), scale, look))
+    stops, low, high = legend(scale, look, result.units)
+    components.hero(key, {
+        "photo": photo_url(photo, photo_key), "overlay": data_url(layer, "WEBP"),
+        "values": [[float(f"{value:.4g}") for value in row] for row in result.values], "box": result.box, "scale": scale,
+        "units": result.units, "title": title, "note": note, "alt": f"{title}. {result.finding}",
+        "legend": {"stops": stops, "low": low, "high": high},
+        "actions": [["hide", "Hide this region"], ["keep", "Keep only this"], ["measure", "Measure the map in it"]] if on else [],
+        "region": st.session_state.get("measured"),
+    }, on)  # fmt: skip
+
+
+def bare(key: str, photo: PIL.Image.Image, photo_key: str, title: str, note: str) -> None:
+    """The photo alone, while its map is being made or can't be."""
+    components.hero(key, {"photo": photo_url(photo, photo_key), "title": title, "note": note, "alt": title, "box": [0, 0, 1, 1], "actions": []})
+
+
+@st.cache_data(max_entries=2000, show_spinner=False)
+def card_picture(_result: Heatmap, _photo: PIL.Image.Image, look: Look, key: str, side: int = 168) -> str:
+    """A small overlay, cropped to nothing, on its own scale."""
+    return data_url(draw(_result, _photo, look, side=side))
+
+
+def share_text(result: Heatmap) -> str:
+    """What share of the map lies in the object's mask, or in the box that was drawn."""
+    sample = bench().sample
+    assert isinstance(sample, Image)
+    mask, what = sample.object_mask, "in the object"
+    if (region := st.session_state.get("measured")) is not None:
+        mask, what = evidence.mask_of(region, sample.picture.size), "in the box"
+    if mask is None:
+        return ""
+    share = result.share(mask)
+    return "" if share != share else f"{share:.0%} {what} ({mask.mean():.0%} of the area)"
+
+
+def strip(experiment: Experiment, result: Heatmap) -> None:
+    """The evidence strip: residual, cost, share, and the checks, each an experiment of its own."""
+    parts = []
+    if result.residual:
+        # the residual's scale is the logit, so a per cent of it is already worth a look
+        colour = "green" if abs(result.residual.value) < 0.01 else "orange" if abs(result.residual.value) < 0.2 else "red"
+        parts.append(f":{colour}[residual {result.residual.value:.2g}] ({_plain(result.residual.meaning)})")
+    taken = jobs.seconds(experiment)
+    cost = f"{_count(result.forwards, 'forward')}, {_count(result.backwards, 'backward')}" if result.forwards or result.backwards else "no pass (captured before)"
+    parts.append(cost + (f", {taken:.1f} s" if taken and taken > 1 else f", {1000 * taken:.0f} ms" if taken else ""))
+    if inside := share_text(result):
+        parts.append(inside)
+    again = reproduced(experiment, result)
+    if again is not None:
+        parts.append(":green[reproduced: every number as stored with the link]" if again else ":red[not reproduced: the numbers differ from those stored with the link]")
+    parts += _checks(experiment, result)
+    st.caption(" · ".join(parts))
+
+
+def _checks(experiment: Experiment, result: Heatmap) -> list[str]:
+    slow = jobs.estimate(experiment) > jobs.QUICK
+    if slow and not st.session_state.get(f"checked:{experiment.digest}"):
+        st.button("Check this map", key="check", icon=":material/fact_check:", type="tertiary", help="Randomised weights, and hiding its peak.", on_click=lambda: st.session_state.update({f"checked:{experiment.digest}": True}))
+        return []
+    found = []
+    if "randomize_weights" in METHODS and not any(call.method == "randomize_weights" for call in experiment.interventions):
+        other = jobs.later(evidence.randomised(experiment)) if slow else jobs.run(evidence.randomised(experiment))
+        if isinstance(other, Heatmap):
+            rho = evidence.agreement(result, other)
+            verdict = "orange[survives randomised weights: yes" if rho > 0.7 else "green[survives randomised weights: no"
+            found.append(f":{verdict} (rank correlation {rho:.2f})]" if rho == rho else "randomised weights: constant map")
+    if "hide_region" in METHODS and result.values.max() > 0:
+        box = evidence.peak_box(result)
+        texts = []
+        for region in (box, evidence.elsewhere(box)):
+            table, plain = jobs.run(evidence.hidden(experiment, region)), jobs.run(Experiment(experiment.model, experiment.sample, Call("class_probabilities"), experiment.interventions))
+            assert isinstance(table, Table) and isinstance(plain, Table)
+            texts.append(evidence.probability(table, result.target))
+        before = evidence.probability(plain, result.target)
+        found.append(f"blurring its peak: {_percent(before)} → {_percent(texts[0])} (a box of that size elsewhere: {_percent(texts[1])})")
+    return found
+
+
+def _percent(p: float) -> str:
+    return f"{100 * p:.2g} %" if p < 0.995 else "> 99 %"
+
+
+def _count(n: float, what: str) -> str:
+    return f"{n:g} {what}{'' if n == 1 else 's'}"
+
+
+def _plain(text: str) -> str:
+    """Text from anywhere, with nothing left that Markdown would take as its own."""
+    return "".join("\\" + each if each in "\\`*_{}[]()#+-.!|$:<>~" else each for each in text)

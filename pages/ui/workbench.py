@@ -1,0 +1,320 @@
+"""The Heatmaps bench: hero maps, the model's guesses, the other methods, and the layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import streamlit as st
+
+from interp import Unsuitable, evidence, zoo
+from interp.experiment import Call, Experiment
+from interp.figures import scale_of
+from interp.methods import METHODS
+from interp.model import VisionModel
+from interp.results import Heatmap, Table
+from interp.samples import Image, Target
+from pages.ui import components, jobs, share, show
+from pages.ui.bar import add, choose_lens, uploaded
+from pages.ui.bench import bench, change, remember, restyle
+from pages.ui.controls import site_name
+from pages.ui.inputs import uploader
+
+NAMES = {"blue-vermilion": "blue-vermilion", "viridis": "viridis", "cividis": "cividis", "grey": "grey"}
+
+
+def heatmaps(model: VisionModel) -> None:
+    """The whole bench under the experiment bar."""
+    experiment = bench().experiment
+    try:
+        table = jobs.run(Experiment(experiment.model, experiment.sample, Call("class_probabilities"), experiment.interventions))
+        plain = jobs.run(Experiment(experiment.model, experiment.sample, Call("class_probabilities"))) if experiment.interventions else None
+    except Unsuitable as problem:
+        st.warning(str(problem), icon=":material/info:")
+        return
+    assert isinstance(table, Table)
+    first = _label(model, bench().lens, table)
+    changed = bool(experiment.interventions)
+    wide = changed or bool(bench().second)
+    if wide:
+        _heroes(experiment, first, changed)
+        left, right = st.columns([5, 7], gap="medium")
+        with left:
+            _guesses(table, plain, first)
+    else:
+        left, right = st.columns([5, 7], gap="medium")
+        with left:
+            _heroes(experiment, first, changed)
+            _guesses(table, plain, first)
+    with left:
+        uploader("page-upload", "Drop in a photo of yours")
+    with right:
+        _grid(model, experiment)
+        _ladder(model, experiment)
+        _looks()
+
+
+def _label(model: VisionModel, call: Call, table: Table) -> str:
+    """The name of the class that the lens explains."""
+    target = call.settings.get("target", Target())
+    if target.name is None:
+        return table.rows[int(table.values[:, 0].argmax())]
+    try:
+        return model.labels[model.class_index(target)]
+    except Unsuitable as problem:
+        st.warning(str(problem), icon=":material/info:")
+        return table.rows[int(table.values[:, 0].argmax())]
+
+
+# --------------------------------------------------------------------------------------------------------- hero maps
+
+
+def _heroes(experiment: Experiment, first: str, changed: bool) -> None:
+    """For each class: the map, or before | after | difference."""
+    classes = [first] + ([bench().second] if bench().second and bench().second != first else [])
+    pairs = [_with_target(experiment, name) for name in classes]
+    if "target" not in experiment.lens.settings:
+        pairs = [experiment]
+    waiting = False
+    found: list[list[Heatmap | None]] = []
+    for each in pairs:
+        row: list[Heatmap | None] = []
+        for version in [each.before(), each] if changed else [each]:
+            result = _result(version)
+            waiting |= isinstance(result, jobs.Job)
+            row.append(result if isinstance(result, Heatmap) else None)
+        found.append(row)
+    if waiting:
+        _waiting([version for each in pairs for version in ([each.before(), each] if changed else [each])])
+    maps = [result for row in found for result in row if result is not None]
+    scale = scale_of(*maps) if maps else 1.0
+    only = changed and st.session_state.get("only-difference", False)
+    for index, (each, row) in enumerate(zip(pairs, found, strict=True)):
+        _row(index, each, row, scale, changed, only)
+    if maps and found[0][-1] is not None:
+        remember(pairs[0])
+        show.strip(pairs[0], found[0][-1])
+        note = found[0][-1].note
+        if note:
+            st.info(note, icon=":material/info:")
+        with st.container(horizontal=True, gap="small"):
+            if changed:
+                st.toggle("Difference only", key="only-difference")
+            with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
+                share.explain(METHODS[experiment.lens.method])
+        share.downloads(pairs[0], found[0][-1], show.picture_of(pairs[0]), bench().look, scale, "hero")
+
+
+def _result(experiment: Experiment) -> Any:
+    """The heatmap; or the job that makes it; or None where it can't be done, which is said."""
+    try:
+        return jobs.run(experiment) if jobs.estimate(experiment) <= jobs.QUICK else jobs.later(experiment)
+    except Unsuitable as problem:
+        st.warning(str(problem), icon=":material/info:")
+        return None
+
+
+def _row(index: int, experiment: Experiment, row: list[Heatmap | None], scale: float, changed: bool, only: bool) -> None:
+    look, name = bench().look, METHODS[experiment.lens.method].name
+    versions = [("Before", experiment.before()), ("After", experiment)] if changed else [("", experiment)]
+    panels: list[tuple[str, Experiment, Heatmap | None]] = [(text, version, result) for (text, version), result in zip(versions, row, strict=True)]
+    gap = evidence.difference(row[0], row[1]) if changed and row[0] is not None and row[-1] is not None else None
+    if only and gap is not None:
+        panels = []
+    columns = st.columns(len(panels) + (gap is not None))
+    for column, (text, version, result) in zip(columns, panels, strict=False):
+        with column:
+            picture = show.picture_of(version)
+            photo_key = version.sample.sha256 if text != "After" else version.digest  # type: ignore[union-attr]
+            if result is None:
+                show.bare(f"hero:{index}:{text}", picture, photo_key, f"{text} · {name}".strip(" ·"), "being made")
+            else:
+                title = " · ".join(part for part in (text, name, result.target) if part)
+                show.hero(f"hero:{index}:{text}", result, picture, photo_key, look, scale, title, show.share_text(result), _drawn)
+    if gap is not None:
+        with columns[-1]:
+            signed = dataclasses.replace(look, signed=True)
+            show.hero(f"hero:{index}:difference", gap, show.picture_of(experiment), experiment.digest, signed, scale, f"Difference · {gap.target}", "after minus before")
+
+
+def _with_target(experiment: Experiment, name: str) -> Experiment:
+    if "target" not in experiment.lens.settings:
+        return experiment
+    if experiment.lens.settings["target"].name is None and name != bench().second:
+        return experiment
+    return dataclasses.replace(experiment, lens=experiment.lens.but(target=name))
+
+
+def _waiting(experiments: list[Experiment]) -> None:
+    """A thin bar with the time left and Stop, until the jobs are done."""
+
+    @st.fragment(run_every=0.5)
+    def bar() -> None:
+        states = [jobs.later(each) if jobs.estimate(each) > jobs.QUICK else None for each in experiments]
+        running = [each for each in states if isinstance(each, jobs.Job)]
+        if not running:
+            st.rerun()
+        failed = next((each.error for each in running if each.error), "")
+        if failed:
+            st.warning(failed, icon=":material/info:")
+            return
+        progress = running[0].progress
+        if progress is None:
+            st.progress(0.0, f"Waiting for a free place; about {jobs.estimate(running[0].experiment):.0f} s of work")
+        else:
+            left = f", about {progress.left:.0f} s left" if progress.left is not None else ""
+            st.progress(min(progress.done / max(progress.total, 1), 1.0), f"{progress.label}: {progress.done} of {progress.total}{left}")
+        if st.button("Stop", key="stop", icon=":material/stop:"):
+            for each in running:
+                jobs.stop(each.experiment)
+            choose_lens("grad_cam")
+            st.rerun()
+
+    bar()
+
+
+def _drawn(value: dict[str, Any]) -> None:
+    """A box was drawn on the photo, and something is to be done with it."""
+    box = tuple(float(each) for each in value["region"])
+    if value["action"] == "measure":
+        st.session_state["measured"] = box
+    else:
+        st.session_state.pop("measured", None)
+        add("hide_region", box=box, **({"keep": True} if value["action"] == "keep" else {}))
+
+
+# --------------------------------------------------------------------------------------------- guesses, methods, layers
+
+
+def _guesses(table: Table, plain: Table | None, first: str) -> None:
+    order = (-table.values[:, 0]).argsort()[:6].tolist()
+    order += [table.rows.index(name) for name in (first, bench().second) if name in table.rows and table.rows.index(name) not in order]
+    items = [{
+        "label": table.rows[i], "p": float(table.values[i, 0]), "before": None if plain is None else float(plain.values[i, 0]),
+        "first": table.rows[i] == first, "second": table.rows[i] == bench().second,
+    } for i in order]  # fmt: skip
+
+    def picked(value: dict[str, Any]) -> None:
+        if value["beside"] or "target" not in bench().lens.settings:
+            change(second="" if value["label"] == bench().second else value["label"])
+        else:
+            change(lens=bench().lens.but(target=value["label"]))
+
+    components.guesses("guesses", items, picked, "Click a class to explain it; Shift-click (or key 2) to see two side by side.")
+    rest = [name for name in table.rows if name != first]
+    st.session_state["second-class"] = bench().second or None
+    st.selectbox("Beside it", [None, *rest], key="second-class", format_func=lambda name: "no second class" if name is None else name, on_change=lambda: change(second=st.session_state["second-class"] or ""))
+
+
+def _grid(model: VisionModel, experiment: Experiment) -> None:
+    """The other methods on the same image and class; slow ones only when asked for."""
+    family = [m for m in METHODS.values() if m.kind == "lens" and m.family == METHODS[experiment.lens.method].family and not m.refuses(model)]
+    have = experiment.lens.settings
+    experiments = {}
+    for method in family:
+        keep = {control.name: have[control.name] for control in method.controls if control.name in ("target", "site") and control.name in have}
+        experiments[method.key] = experiment if method.key == experiment.lens.method else dataclasses.replace(experiment, lens=Call(method.key, **keep))
+    slow = {key: each for key, each in experiments.items() if jobs.known(each) is None and jobs.estimate(each) > jobs.QUICK}
+    asked = st.session_state.get("slow-methods") == experiment.before().sample
+    st.markdown("##### The same through other methods")
+
+    def start() -> None:
+        st.session_state["slow-methods"] = experiment.before().sample
+
+    @st.fragment(run_every=0.7 if slow and asked else None)
+    def grid() -> None:
+        picture, items, running = show.picture_of(experiment), [], 0
+        for key, each in experiments.items():
+            item: dict[str, Any] = {"key": key, "title": METHODS[key].name, "selected": key == experiment.lens.method, "help": METHODS[key].doc.summary}
+            state: Any = None
+            try:
+                if key in slow and not asked and key != experiment.lens.method:
+                    state = jobs.known(each)
+                    seconds = jobs.estimate(each)
+                    item["wait"], item["note"] = f"about {seconds:.0f} s" if seconds >= 1 else "about 1 s", "slow"
+                else:
+                    state = jobs.later(each) if key in slow else jobs.run(each)
+            except Unsuitable as problem:
+                item["wait"] = str(problem)[:90]
+            if isinstance(state, Heatmap):
+                item["image"] = show.card_picture(state, picture, bench().look, f"{jobs.key_of(each)}{bench().look}")
+                item["alt"] = f"{METHODS[key].name}: {state.finding}"
+                item["note"] = show.share_text(state) or ("nowhere positive" if state.values.max() <= 0 else "")
+            elif isinstance(state, jobs.Job):
+                item["wait"] = state.error or ("waiting" if state.progress is None else f"{state.progress.left:.0f} s left" if state.progress.left is not None else "starting")
+                item["progress"] = 0 if state.progress is None else state.progress.done / max(state.progress.total, 1)
+                running += not state.error
+            items.append(item)
+        components.cards("methods", items, choose_lens, "Methods", least=118, shape=picture.width / picture.height)
+        if slow and asked and not running:
+            st.rerun()
+
+    grid()
+    if slow and not asked:
+        total = sum(jobs.estimate(each) for each in slow.values())
+        st.button(f"Run the slow ones too (about {total:.0f} s)", key="run-slow", icon=":material/play_arrow:", on_click=start, help="They run in the background, and stop when you move on.")
+    elif slow:
+        st.button("Stop", key="stop-slow", icon=":material/stop:", on_click=lambda: (st.session_state.pop("slow-methods", None), [jobs.stop(each) for each in slow.values()]))
+
+
+def _ladder(model: VisionModel, experiment: Experiment) -> None:
+    """The same map at every layer, from shallow to deep; the chosen one is marked."""
+    if "site" not in experiment.lens.settings:
+        return
+    sites = model.spatial_sites()
+    call = experiment.lens
+    if jobs.estimate(experiment) * len(sites) > 3 * jobs.QUICK or call.method == "cam":
+        call = Call("grad_cam", target=experiment.lens.settings.get("target"))
+    now = experiment.lens.settings["site"] or model.last_spatial
+    picture, items = show.picture_of(experiment), []
+    for site in sites:
+        each = dataclasses.replace(experiment, lens=call.but(site=None if site == model.last_spatial else site))
+        item: dict[str, Any] = {"key": str(site), "title": site_name(model, site), "selected": site == now}
+        try:
+            result = jobs.run(each)
+            assert isinstance(result, Heatmap)
+            item |= {"image": show.card_picture(result, picture, bench().look, f"{jobs.key_of(each)}{bench().look}", 120), "alt": result.finding, "note": f"{result.values.shape[0]} x {result.values.shape[1]}"}
+        except Unsuitable as problem:
+            item["wait"] = str(problem)[:60]
+        items.append(item)
+
+    def chosen(site: str) -> None:
+        change(lens=bench().lens.but(site=None if site == str(model.last_spatial) else site))
+
+    st.markdown(f"##### Through the layers ({METHODS[call.method].name}), input to output")
+    components.cards("ladder", items, chosen, "Layers", least=88, shape=picture.width / picture.height, row=True)
+
+
+def _looks() -> None:
+    """How the maps are drawn."""
+    look = bench().look
+    with st.expander("How maps are drawn", icon=":material/palette:"):
+        for key, value in (("signed", look.signed), ("opacity", look.opacity), ("threshold", look.threshold), ("colours", look.colours)):
+            st.session_state[f"look:{key}"] = value
+        st.toggle("Signed: evidence against the class too", key="look:signed", on_change=lambda: restyle(signed=st.session_state["look:signed"]))
+        st.slider("Opacity", 0.0, 1.0, step=0.05, key="look:opacity", on_change=lambda: restyle(opacity=st.session_state["look:opacity"]))
+        st.slider("Show from this share of the scale", 0.0, 0.95, step=0.05, key="look:threshold", on_change=lambda: restyle(threshold=st.session_state["look:threshold"]))
+        st.segmented_control("Colours", list(NAMES), key="look:colours", required=True, on_change=lambda: restyle(colours=st.session_state["look:colours"]), help="All of them can be told apart by the colour-blind.")
+        if st.session_state.get("measured") is not None:
+            st.button("Forget the measured box", icon=":material/close:", on_click=lambda: st.session_state.pop("measured", None))
+
+
+def caption() -> str:
+    """What to notice in the first sight."""
+    sample = bench().sample
+    if uploaded(sample) or not isinstance(sample, Image):
+        return ""
+    return ""
+
+
+def load() -> VisionModel | None:
+    """The model on the bench, or a sentence why it can't be had."""
+    try:
+        model = zoo.load(bench().model)
+    except Unsuitable as problem:
+        st.warning(str(problem), icon=":material/info:")
+        return None
+    if not isinstance(model, VisionModel):
+        st.warning(f"{model.name} reads text; choose an image model in the bar.", icon=":material/info:")
+        return None
+    return model
