@@ -96,7 +96,8 @@ class Server:
         self.address = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="actiscope-"))
         self.store = self.folder / "store"
-        own = {"ACTISCOPE_STORE": str(self.store), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
+        own = {"ACTISCOPE_STORE": str(self.store), "HF_HUB_OFFLINE": "1"}
+        own |= {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
         options = {"port": self.port, "address": "127.0.0.1", "headless": "true", "fileWatcherType": "none"}
         command = [sys.executable, "-m", "streamlit", "run", str(self.app)]
         command += [f"--server.{name}={value}" for name, value in options.items()]
