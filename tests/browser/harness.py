@@ -97,7 +97,7 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="actiscope-"))
         self.store = self.folder / "store"
         own = {"ACTISCOPE_STORE": str(self.store), "HF_HUB_OFFLINE": "1"}
-        own |= {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+        own |= {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1", "STREAMLIT_LOGGER_ENABLE_RICH": "false"}
         options = {"port": self.port, "address": "127.0.0.1", "headless": "true", "fileWatcherType": "none"}
         command = [sys.executable, "-m", "streamlit", "run", str(self.app)]
         command += [f"--server.{name}={value}" for name, value in options.items()]

@@ -47,7 +47,8 @@ def shoot(browser: Browser, address: str, size: tuple[int, int], dark: bool, to:
             page.set_viewport_size({"width": width, "height": tall})
             settle(page, "", wrong)
         page.wait_for_timeout(pause * 1000)
-        wrong += page.locator('[data-testid="stException"], [data-testid="stAlertContentError"]').all_inner_texts()
+        shown = page.locator('[data-testid="stException"], [data-testid="stAlertContentError"]').all_inner_texts()
+        wrong += dict.fromkeys(" ".join(text.split()) for text in shown)
         if (over := page.evaluate(WIDE)) > 1:
             wrong.append(f"{over} px wider than the screen")
         page.screenshot(path=to)
