@@ -5,7 +5,9 @@ import interp  # noqa: F401  (first: it sets what has to be set before torch is 
 # isort: split
 import streamlit as st
 
-st.set_page_config(page_title="Actiscope", page_icon=":material/center_focus_strong:", layout="wide", initial_sidebar_state="collapsed")
+st.set_page_config(
+    page_title="Actiscope", page_icon=":material/center_focus_strong:", layout="wide", initial_sidebar_state="collapsed"
+)
 page = st.navigation(
     [
         st.Page("pages/home.py", title="Home", default=True),

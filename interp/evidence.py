@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
@@ -19,12 +18,15 @@ Box = tuple[float, float, float, float]
 
 
 def randomised(experiment: Experiment, seed: int = 0) -> Experiment:
-    """The same experiment on a model whose weights are drawn anew from the top down to the layer that it looks at."""
-    return dataclasses.replace(experiment, interventions=(*experiment.interventions, Call("randomize_weights", seed=seed)))
+    """The same experiment on a model whose weights are drawn anew, from the classifier down to its first layers."""
+    model = zoo.load(experiment.model)
+    assert isinstance(model, VisionModel)
+    everything = Call("randomize_weights", site=model.spatial_sites()[0], seed=seed)
+    return dataclasses.replace(experiment, interventions=(*experiment.interventions, everything))
 
 
 def agreement(one: Heatmap, other: Heatmap) -> float:
-    """Spearman's rank correlation of two maps on the same grid, -1 to 1; NaN where one is constant or the grids differ."""
+    """Spearman's rank correlation of two maps, -1 to 1; NaN where one is constant or their grids differ."""
     a, b = one.values.ravel(), other.values.ravel()
     if a.shape != b.shape or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
@@ -63,7 +65,12 @@ def peak_box(heatmap: Heatmap, level: float = 0.5) -> Box:
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     left, top, right, bottom = heatmap.box
     across, down = (right - left) / wide, (bottom - top) / high
-    edges = (left + columns[0] * across, top + rows[0] * down, left + (columns[-1] + 1) * across, top + (rows[-1] + 1) * down)
+    edges = (
+        left + columns[0] * across,
+        top + rows[0] * down,
+        left + (columns[-1] + 1) * across,
+        top + (rows[-1] + 1) * down,
+    )
     return tuple(round(float(np.clip(each, 0, 1)), 3) for each in edges)  # type: ignore[return-value]
 
 
@@ -79,7 +86,9 @@ def elsewhere(box: Box) -> Box:
 def hidden(experiment: Experiment, box: Box) -> Experiment:
     """The class probabilities with that box blurred, on top of the interventions of the experiment."""
     hide = Call("hide_region", box=box)
-    return dataclasses.replace(experiment, lens=Call("class_probabilities"), interventions=(*experiment.interventions, hide))
+    return dataclasses.replace(
+        experiment, lens=Call("class_probabilities"), interventions=(*experiment.interventions, hide)
+    )
 
 
 def probability(table: Table, label: str) -> float:
@@ -103,7 +112,7 @@ def strongest_channels(model: VisionModel, sample: Image, target: Target, site: 
 
 
 def picture_after(experiment: Experiment) -> PIL.Image.Image:
-    """The upright original as the interventions leave it: changed pixels come from the model's input, others stay sharp."""
+    """The original as the interventions leave it: changed pixels come from the model's input, others stay sharp."""
     from contextlib import ExitStack
 
     from interp.methods import METHODS
@@ -135,5 +144,8 @@ def mask_of(box: Box, size: tuple[int, int]) -> np.ndarray:
     width, height = size
     left, top, right, bottom = box
     mask = np.zeros((height, width), bool)
-    mask[round(top * height) : max(round(bottom * height), round(top * height) + 1), round(left * width) : max(round(right * width), round(left * width) + 1)] = True
+    mask[
+        round(top * height) : max(round(bottom * height), round(top * height) + 1),
+        round(left * width) : max(round(right * width), round(left * width) + 1),
+    ] = True
     return mask

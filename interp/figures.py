@@ -38,7 +38,11 @@ def _table(colours: str) -> np.ndarray:
     """256 colours [256, 3], uint8."""
     anchors = np.array([[int(each[i : i + 2], 16) for i in (0, 2, 4)] for each in _ANCHORS[colours].split()], float)
     at = np.linspace(0, len(anchors) - 1, 256)
-    return np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, each]) for each in range(3)], 1).round().astype(np.uint8)
+    return (
+        np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, each]) for each in range(3)], 1)
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def scale_of(*maps: Heatmap) -> float:
@@ -64,7 +68,9 @@ def overlay(values: np.ndarray, scale: float, look: Look) -> np.ndarray:
     return rgba
 
 
-def draw(heatmap: Heatmap, photo: PIL.Image.Image, look: Look = Look(), scale: float | None = None, side: int = 640) -> PIL.Image.Image:  # noqa: B008
+def draw(
+    heatmap: Heatmap, photo: PIL.Image.Image, look: Look = Look(), scale: float | None = None, side: int = 640
+) -> PIL.Image.Image:
     """The photo with the map over it, longest side `side` pixels."""
     picture = fitted(photo, side).convert("RGBA")
     values = heatmap.at_original(picture.height, picture.width)
@@ -75,7 +81,9 @@ def draw(heatmap: Heatmap, photo: PIL.Image.Image, look: Look = Look(), scale: f
 def fitted(photo: PIL.Image.Image, side: int) -> PIL.Image.Image:
     """The photo with its longest side `side` pixels."""
     factor = side / max(photo.size)
-    return photo.resize((max(1, round(photo.width * factor)), max(1, round(photo.height * factor))), PIL.Image.Resampling.LANCZOS)
+    return photo.resize(
+        (max(1, round(photo.width * factor)), max(1, round(photo.height * factor))), PIL.Image.Resampling.LANCZOS
+    )
 
 
 def encoded(picture: PIL.Image.Image, kind: Literal["PNG", "WEBP", "JPEG"] = "PNG") -> bytes:
@@ -92,22 +100,32 @@ def data_url(picture: PIL.Image.Image, kind: Literal["PNG", "WEBP", "JPEG"] = "W
 
 def legend(scale: float, look: Look, units: str) -> tuple[list[str], str, str]:
     """Colours from low to high as CSS, and the texts at both ends."""
-    colours = ("blue-vermilion" if look.colours not in ("blue-vermilion", "grey") else look.colours) if look.signed else look.colours
+    colours = (
+        ("blue-vermilion" if look.colours not in ("blue-vermilion", "grey") else look.colours)
+        if look.signed
+        else look.colours
+    )
     stops = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in _table(colours)[:: 255 // 5]]
     low = f"{-scale:.2g}" if look.signed else "0"
     return stops, low, f"{scale:.2g} {units}".strip()
 
 
-def to_svg(heatmap: Heatmap, photo: PIL.Image.Image, title: str, look: Look = Look(), scale: float | None = None) -> str:  # noqa: B008
+def to_svg(
+    heatmap: Heatmap, photo: PIL.Image.Image, title: str, look: Look = Look(), scale: float | None = None
+) -> str:
     """A figure for a paper: the overlay with title, legend and units as text."""
     picture = draw(heatmap, photo, look, scale)
     stops, low, high = legend(scale or scale_of(heatmap), look, heatmap.units)
     width, height = picture.size
-    gradient = "".join(f'<stop offset="{index / (len(stops) - 1):.3f}" stop-color="{each}"/>' for index, each in enumerate(stops))
+    gradient = "".join(
+        f'<stop offset="{index / (len(stops) - 1):.3f}" stop-color="{each}"/>' for index, each in enumerate(stops)
+    )
     text = 'font-family="Source Sans 3, Source Sans Pro, sans-serif" font-size="14" fill="#222"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height + 64}" viewBox="0 0 {width} {height + 64}">'
-        f'<defs><linearGradient id="scale">{gradient}</linearGradient></defs><rect width="100%" height="100%" fill="#fff"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height + 64}" '
+        f'viewBox="0 0 {width} {height + 64}">'
+        f'<defs><linearGradient id="scale">{gradient}</linearGradient></defs>'
+        '<rect width="100%" height="100%" fill="#fff"/>'
         f'<text x="0" y="16" {text}>{html.escape(title)}</text>'
         f'<image x="0" y="24" width="{width}" height="{height}" href="{data_url(picture, "PNG")}"/>'
         f'<rect x="0" y="{height + 32}" width="{width}" height="8" fill="url(#scale)"/>'
@@ -128,12 +146,24 @@ def _(result: Heatmap, photo: PIL.Image.Image | None = None, **_: Any) -> Any:
 
     scale = scale_of(result)
     values = resize(result.values, result.size)
-    heat = go.Heatmap(z=values, zmin=-scale, zmax=scale, colorscale="RdBu_r", colorbar={"title": result.units}, opacity=1 if photo is None else 0.6)
+    heat = go.Heatmap(
+        z=values,
+        zmin=-scale,
+        zmax=scale,
+        colorscale="RdBu_r",
+        colorbar={"title": result.units},
+        opacity=1 if photo is None else 0.6,
+    )
     left, top, right, bottom = result.box
     height, width = result.size
     chart = go.Figure(heat)
     if photo is not None:
-        frame = {"x": -left / (right - left) * width, "y": -top / (bottom - top) * height, "sizex": width / (right - left), "sizey": height / (bottom - top)}
+        frame = {
+            "x": -left / (right - left) * width,
+            "y": -top / (bottom - top) * height,
+            "sizex": width / (right - left),
+            "sizey": height / (bottom - top),
+        }
         chart.add_layout_image(source=fitted(photo, 640), xref="x", yref="y", sizing="stretch", layer="below", **frame)
     chart.update_yaxes(autorange="reversed", scaleanchor="x", visible=False)
     chart.update_xaxes(visible=False)
@@ -145,7 +175,11 @@ def _(result: TokenScores, **_: Any) -> Any:
     import plotly.graph_objects as go
 
     places = list(range(len(result.tokens)))
-    chart = go.Figure(go.Bar(x=places, y=result.values, customdata=result.tokens, hovertemplate="%{customdata}: %{y:.3g}<extra></extra>"))
+    chart = go.Figure(
+        go.Bar(
+            x=places, y=result.values, customdata=result.tokens, hovertemplate="%{customdata}: %{y:.3g}<extra></extra>"
+        )
+    )
     chart.update_xaxes(tickvals=places, ticktext=list(result.tokens))
     return chart.update_yaxes(title=result.units)
 
@@ -154,7 +188,13 @@ def _(result: TokenScores, **_: Any) -> Any:
 def _(result: TokenGrid, **_: Any) -> Any:
     import plotly.graph_objects as go
 
-    grid = go.Heatmap(z=result.values, y=list(result.rows), text=result.texts or None, texttemplate="%{text}" if result.texts else None, colorscale="Cividis")
+    grid = go.Heatmap(
+        z=result.values,
+        y=list(result.rows),
+        text=result.texts or None,
+        texttemplate="%{text}" if result.texts else None,
+        colorscale="Cividis",
+    )
     chart = go.Figure(grid)
     return chart.update_xaxes(tickvals=list(range(len(result.columns))), ticktext=list(result.columns))
 

@@ -43,6 +43,13 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Unset:
+    """Says in words what None stands for, where that is not "the last layer that still is a map"."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Heads:
     """Marks a tuple of (layer, head)."""
 
@@ -98,6 +105,11 @@ class Control:
     @property
     def range(self) -> Range | None:
         return next((mark for mark in _unwrap(self.hint)[1] if isinstance(mark, Range)), None)
+
+    @property
+    def unset(self) -> str | None:
+        """What None stands for, where the signature says so."""
+        return next((mark.text for mark in _unwrap(self.hint)[1] if isinstance(mark, Unset)), None)
 
     @property
     def whole(self) -> bool:
@@ -250,7 +262,8 @@ class Method:
 def canonical(hint: Any, value: Any, what: str) -> Any:
     """`value` as the plain hashable value that `hint` declares; JSON's lists and texts are taken too."""
     base, marks = _unwrap(hint)
-    optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+    plain = hint.__origin__ if get_origin(hint) is Annotated else hint
+    optional = get_origin(plain) in (Union, types.UnionType) and type(None) in get_args(plain)
     if base is Target:
         return Target(canonical(str | int | None, value.name if isinstance(value, Target) else value, what))
     if value is None and optional:

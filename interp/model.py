@@ -525,7 +525,8 @@ class LanguageModel(Model):
         prompt, scratch, text, whole, new = ids.shape[1], dict[Any, Any](), "", "", ids
         with enter():
             cached = cached and not hooks.has_around(self.owner)
-        cache = DynamicCache(config=self.config) if cached else None
+        # told nothing of sliding windows, it keeps all keys, so that edits of k and v see each at its position
+        cache = DynamicCache() if cached else None
         for _ in range(min(n, self.limit - prompt)):
             with enter():  # in force for one forward, and left again before anything is yielded
                 logits = (

@@ -1,3 +1,4 @@
-import streamlit as st
+from pages.ui import frame, past
 
-st.title("Actiscope")
+with frame.page("What have I looked at?"):
+    past.history()

@@ -1,3 +1,4 @@
-import streamlit as st
+from pages.ui import frame, welcome
 
-st.title("Actiscope")
+with frame.page("Look into a neural network"):
+    welcome.home()

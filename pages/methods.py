@@ -1,3 +1,4 @@
-import streamlit as st
+from pages.ui import catalogue, frame
 
-st.title("Actiscope")
+with frame.page("Which method answers my question?"):
+    catalogue.methods()

@@ -8,18 +8,16 @@ from typing import Any
 import streamlit as st
 
 from interp import Unsuitable, zoo
+from interp.evidence import strongest_channels
 from interp.experiment import Call
 from interp.methods import METHODS
 from interp.model import VisionModel
-from interp.samples import Image
+from interp.samples import Image, Target
 from interp.sites import Site
 from pages.ui import share
-from pages.ui.bench import Chip, bench, change, undo, use_model
+from pages.ui.bench import Bench, Chip, bench, change, undo, use_model
 from pages.ui.controls import controls, site_name
 from pages.ui.inputs import gallery_cards, uploader
-
-OPENING = {"hide_region": {"box": (0.3, 0.3, 0.7, 0.7)}, "add_noise": {"sigma": 0.25}}
-"""What an intervention starts with when it is added by hand: something that can be seen."""
 
 
 def bar(model: VisionModel) -> None:
@@ -32,21 +30,42 @@ def bar(model: VisionModel) -> None:
             gallery_cards("bar-gallery", least=84)
         for index, chip in enumerate(bench().chips):
             _intervention_chip(index, chip, model)
-        with st.popover("Change", icon=":material/add:", help="Change the input, the activations or the weights, and see both"):
+        with st.popover(
+            "Change", icon=":material/add:", help="Change the input, the activations or the weights, and see both"
+        ):
             for method in METHODS.values():
                 if method.kind == "intervention":
                     refusal = method.refuses(model)
                     st.button(
-                        method.name, key=f"add:{method.key}", help=refusal or method.doc.summary, disabled=bool(refusal),
-                        on_click=add, args=(method.key,), width="stretch",
-                    )  # fmt: skip
+                        method.name,
+                        key=f"add:{method.key}",
+                        help=refusal or method.doc.summary,
+                        disabled=bool(refusal),
+                        on_click=add,
+                        args=(method.key,),
+                        width="stretch",
+                    )
         lens = METHODS[bench().lens.method]
         with st.popover(_lens_text(bench().lens), icon=":material/visibility:", help="The lens"):
             names = [m.key for m in METHODS.values() if m.kind == "lens" and m.family == lens.family]
             st.session_state["lens"] = lens.key
-            st.selectbox("Method", names, key="lens", format_func=lambda key: METHODS[key].name, on_change=lambda: choose_lens(st.session_state["lens"]))
+            st.selectbox(
+                "Method",
+                names,
+                key="lens",
+                format_func=lambda key: METHODS[key].name,
+                on_change=lambda: choose_lens(st.session_state["lens"]),
+            )
             controls(bench().lens, model, bench().sample, "lens", lambda call: change(lens=call))
-        st.button("Undo", icon=":material/undo:", on_click=undo, disabled=not st.session_state.get("undo"), type="tertiary", help="Back one step (Ctrl+Z)", shortcut="Ctrl+Z")
+        st.button(
+            "Undo",
+            icon=":material/undo:",
+            on_click=undo,
+            disabled=not st.session_state.get("undo"),
+            type="tertiary",
+            help="Back one step (Ctrl+Z)",
+            shortcut="Ctrl+Z",
+        )
         with st.popover("Link", icon=":material/link:", type="tertiary", help="A link that opens this view"):
             share.link()
         with st.popover("Code", icon=":material/code:", type="tertiary", help="The same in a notebook"):
@@ -57,15 +76,31 @@ def bar(model: VisionModel) -> None:
 def choose_lens(key: str) -> None:
     """Look through another method with the settings it shares."""
     have = bench().lens.settings
-    keep = {control.name: have[control.name] for control in METHODS[key].controls if control.name in ("target", "site") and control.name in have}
+    keep = {
+        control.name: have[control.name]
+        for control in METHODS[key].controls
+        if control.name in ("target", "site") and control.name in have
+    }
     change(lens=Call(key, **keep))
 
 
 def add(key: str, **settings: Any) -> None:
-    """Add an intervention to the bar."""
-    names = {control.name for control in METHODS[key].controls}
-    opening = {name: value for name, value in OPENING.get(key, {}).items() if name in names}
-    change(chips=(*bench().chips, Chip(Call(key, **{**opening, **settings}))))
+    """Add an intervention to the bar, with settings that show what it does where none are given."""
+    change(chips=(*bench().chips, Chip(Call(key, **(settings or opening(key, bench()))))))
+
+
+def opening(key: str, on: Bench) -> dict[str, Any]:
+    """Settings of an intervention that show what it does to what is on a bench."""
+    model, kinds = zoo.load(on.model), {control.kind: control.name for control in METHODS[key].controls}
+    assert isinstance(model, VisionModel) and isinstance(on.sample, Image)
+    if "region" in kinds:
+        return {kinds["region"]: (0.3, 0.3, 0.7, 0.7)}
+    if "channels" in kinds:
+        target = on.lens.settings.get("target", Target())
+        return {kinds["channels"]: strongest_channels(model, on.sample, target, None, 20)}
+    if "sigma" in kinds.values():
+        return {"sigma": 0.3}
+    return {kinds["site"]: model.last_spatial} if "site" in kinds else {}
 
 
 def _set_chip(index: int, chip: Chip | None) -> None:
@@ -79,8 +114,18 @@ def _intervention_chip(index: int, chip: Chip, model: VisionModel) -> None:
     text = in_words(chip.call, model)
     with st.popover(text if chip.on else f"~~{text}~~", icon=":material/tune:", help=method.doc.summary):
         st.session_state[f"on:{index}"] = chip.on
-        st.toggle("On", key=f"on:{index}", on_change=lambda: _set_chip(index, dataclasses.replace(chip, on=st.session_state[f"on:{index}"])))
-        controls(chip.call, model, bench().sample, f"chip{index}", lambda call: _set_chip(index, dataclasses.replace(chip, call=call)))
+        st.toggle(
+            "On",
+            key=f"on:{index}",
+            on_change=lambda: _set_chip(index, dataclasses.replace(chip, on=st.session_state[f"on:{index}"])),
+        )
+        controls(
+            chip.call,
+            model,
+            bench().sample,
+            f"chip{index}",
+            lambda call: _set_chip(index, dataclasses.replace(chip, call=call)),
+        )
         st.button("Remove", icon=":material/close:", key=f"remove:{index}", on_click=_set_chip, args=(index, None))
 
 
@@ -92,7 +137,11 @@ def in_words(call: Call, model: Any) -> str:
     if "channels" in settings and METHODS[call.method].kind == "intervention":
         count = len(settings["channels"])
         return f"{name}: {count} of {where}" if count else f"{name}: none yet"
-    parts = [f"{key} {value}" for key, value in call.changed.items() if isinstance(value, str | int | float) and not isinstance(value, bool)]
+    parts = [
+        f"{key} {value}"
+        for key, value in call.changed.items()
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
+    ]
     parts += [site_name(model, value) for value in call.changed.values() if isinstance(value, Site)]
     return name + (": " + ", ".join(parts[:2]) if parts else "")
 

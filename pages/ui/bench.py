@@ -16,7 +16,6 @@ from interp.results import Result
 from interp.samples import Target
 
 
-
 @dataclass(frozen=True)
 class Chip:
     """An intervention on the bar; switched off, it keeps its settings."""
@@ -27,7 +26,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Bench:
-    """What lies on the bench: the experiment, with switched-off interventions, a second class, and how maps are drawn."""
+    """What lies on the bench: the experiment with switched-off changes, a second class, how maps are drawn."""
 
     model: str
     sample: Sample
@@ -42,7 +41,13 @@ class Bench:
 
     @staticmethod
     def of(experiment: Experiment, **more: Any) -> Bench:
-        return Bench(experiment.model, experiment.sample, experiment.lens, tuple(Chip(call) for call in experiment.interventions), **more)
+        return Bench(
+            experiment.model,
+            experiment.sample,
+            experiment.lens,
+            tuple(Chip(call) for call in experiment.interventions),
+            **more,
+        )
 
 
 def first() -> Bench:
@@ -75,7 +80,13 @@ def undo() -> None:
 
 def open_experiment(experiment: Experiment) -> None:
     """Lay an experiment on the bench."""
-    change(model=experiment.model, sample=experiment.sample, lens=experiment.lens, chips=tuple(Chip(call) for call in experiment.interventions), second="")
+    change(
+        model=experiment.model,
+        sample=experiment.sample,
+        lens=experiment.lens,
+        chips=tuple(Chip(call) for call in experiment.interventions),
+        second="",
+    )
 
 
 def use_model(name: str) -> None:
@@ -110,7 +121,7 @@ def _served(call: Call, model: Any) -> Call:
 
 
 def read_url() -> None:
-    """Fill the bench: from the URL where it holds an experiment that this page did not write itself, else the first sight."""
+    """Fill the bench from a URL that this page did not write itself; else with the first sight."""
     query = st.query_params
     arrived = {key: query.get_all(key) for key in query}
     if "model" in arrived and arrived != st.session_state.get("url"):
@@ -119,9 +130,13 @@ def read_url() -> None:
                 signed=query.get("signed") == "1",
                 opacity=_number(query.get("opacity"), 0.75),
                 threshold=_number(query.get("threshold"), 0.0),
-                colours=query.get("colours") if query.get("colours") in ("viridis", "cividis", "blue-vermilion", "grey") else "viridis",  # type: ignore[arg-type]
+                colours=query.get("colours")
+                if query.get("colours") in ("viridis", "cividis", "blue-vermilion", "grey")
+                else "viridis",  # type: ignore[arg-type]
             )
-            experiment = Experiment.from_url("&".join(_pair(key, each) for key, values in arrived.items() for each in values))
+            experiment = Experiment.from_url(
+                "&".join(_pair(key, each) for key, values in arrived.items() for each in values)
+            )
             zoo.load(experiment.model)
             st.session_state["bench"] = Bench.of(experiment, look=look, second=query.get("second", ""))
             st.session_state["opened"] = experiment.digest
@@ -152,7 +167,9 @@ def query() -> dict[str, list[str]]:
     for name in ("signed", "opacity", "threshold", "colours"):
         value = getattr(now.look, name)
         if value != getattr(plain, name):
-            found[name] = ["1" if value is True else "0" if value is False else f"{value:g}" if isinstance(value, float) else value]
+            found[name] = [
+                "1" if value is True else "0" if value is False else f"{value:g}" if isinstance(value, float) else value
+            ]
     return found
 
 

@@ -11,7 +11,9 @@ _FOLDER = Path(__file__).parents[2] / "assets" / "components"
 @st.cache_resource
 def _component(name: str) -> Any:
     css = (_FOLDER / "common.css").read_text() + (_FOLDER / f"{name}.css").read_text()
-    return st.components.v2.component(f"actiscope_{name}", html='<div class="root"></div>', css=css, js=(_FOLDER / f"{name}.js").read_text())
+    return st.components.v2.component(
+        f"actiscope_{name}", html='<div class="root"></div>', css=css, js=(_FOLDER / f"{name}.js").read_text()
+    )
 
 
 def _mount(name: str, key: str, event: str, data: dict[str, Any], on: Any) -> None:
@@ -25,7 +27,9 @@ def _mount(name: str, key: str, event: str, data: dict[str, Any], on: Any) -> No
     _component(name)(key=key, data=data, **{f"on_{event}_change": fired})
 
 
-def cards(key: str, items: list[dict[str, Any]], on: Any, label: str, least: int = 120, shape: float = 1.0, row: bool = False) -> None:
+def cards(
+    key: str, items: list[dict[str, Any]], on: Any, label: str, least: int = 120, shape: float = 1.0, row: bool = False
+) -> None:
     """Picture buttons. Items: key, title, image, note, alt, selected, wait, progress, help."""
     _mount("cards", key, "pick", {"items": items, "label": label, "least": least, "shape": shape, "row": row}, on)
 

@@ -17,7 +17,9 @@ from interp.samples import Target
 from interp.sites import Site
 
 
-def controls(call: Call, model: Any, sample: Any, prefix: str, on: Callable[[Call], None], skip: tuple[str, ...] = ()) -> None:
+def controls(
+    call: Call, model: Any, sample: Any, prefix: str, on: Callable[[Call], None], skip: tuple[str, ...] = ()
+) -> None:
     """Show the settings of `call`; `on(new_call)` is called when one of them is changed."""
     for control in METHODS[call.method].controls:
         if control.name not in skip:
@@ -43,7 +45,9 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
     if control.kind == "toggle":
         st.toggle(label, key=show(value), help=control.help, on_change=changed())
     elif control.kind == "choice":
-        st.segmented_control(label, control.choices, key=show(value), help=control.help, on_change=changed(), required=True)
+        st.segmented_control(
+            label, control.choices, key=show(value), help=control.help, on_change=changed(), required=True
+        )
     elif control.kind == "slider":
         assert control.range
         number = int if control.whole else float
@@ -51,22 +55,29 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
         step = number(control.range.step or (1 if control.whole else (high - low) / 100))
         st.slider(label, low, high, step=step, key=show(number(value)), help=control.help, on_change=changed())
     elif control.kind == "number":
-        st.number_input(label, step=1 if control.whole else None, key=show(value), help=control.help, on_change=changed())
+        st.number_input(
+            label, step=1 if control.whole else None, key=show(value), help=control.help, on_change=changed()
+        )
     elif control.kind == "site":
-        last = model.last_spatial
+        last = None if control.unset else model.last_spatial
         sites = [None, *[site for site in model.spatial_sites() if site != last]]
         shown = None if value == last else value
         if shown not in sites:
             sites.append(shown)
-        name = lambda site: f"{site_name(model, last)} (last)" if site is None else site_name(model, site)  # noqa: E731
+        unset = control.unset or f"{site_name(model, model.last_spatial)} (last)"
+        name = lambda site: unset if site is None else site_name(model, site)  # noqa: E731
         st.selectbox(label, sites, key=show(shown), format_func=name, help=control.help, on_change=changed())
     elif control.kind == "target":
         names = [None, *model.labels]
         shown = value.name if value.name is None or isinstance(value.name, str) else model.labels[value.name]
         st.selectbox(
-            "Class", names, key=show(shown if shown in names else None), help=control.help, on_change=changed(Target),
+            "Class",
+            names,
+            key=show(shown if shown in names else None),
+            help=control.help,
+            on_change=changed(Target),
             format_func=lambda each: "the model's first guess" if each is None else each,
-        )  # fmt: skip
+        )
     elif control.kind == "region":
         _region(value, label, control, call, key, on)
     elif control.kind == "channels":
@@ -75,7 +86,9 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
         st.text_input(label, key=show(str(value)), help=control.help, on_change=changed())
 
 
-def _region(value: tuple[float, ...], label: str, control: Control, call: Call, key: str, on: Callable[[Call], None]) -> None:
+def _region(
+    value: tuple[float, ...], label: str, control: Control, call: Call, key: str, on: Callable[[Call], None]
+) -> None:
     def apply() -> None:
         (left, right), (top, bottom) = st.session_state[key + ":x"], st.session_state[key + ":y"]
         on(call.but(**{control.name: (left / 100, top / 100, right / 100, bottom / 100)}))
@@ -83,10 +96,14 @@ def _region(value: tuple[float, ...], label: str, control: Control, call: Call, 
     left, top, right, bottom = (round(100 * each) for each in value)
     st.session_state[key + ":x"], st.session_state[key + ":y"] = (left, right), (top, bottom)
     st.slider(f"{label}, left to right (%)", 0, 100, key=key + ":x", help=control.help, on_change=apply)
-    st.slider(f"{label}, top to bottom (%)", 0, 100, key=key + ":y", help="Or draw the box on the photo.", on_change=apply)
+    st.slider(
+        f"{label}, top to bottom (%)", 0, 100, key=key + ":y", help="Or draw the box on the photo.", on_change=apply
+    )
 
 
-def _channels(value: tuple[int, ...], call: Call, model: Any, sample: Any, control: Control, key: str, on: Callable[[Call], None]) -> None:
+def _channels(
+    value: tuple[int, ...], call: Call, model: Any, sample: Any, control: Control, key: str, on: Callable[[Call], None]
+) -> None:
     def apply() -> None:
         try:
             on(call.but(**{control.name: numbers(st.session_state[key])}))

@@ -29,10 +29,16 @@ def gallery_cards(key: str, names: list[str] | None = None, on: Any = None, leas
     items = []
     for name, entry in shown.items():
         image = Image.gallery(name)
-        items.append({
-            "key": name, "title": entry["title"], "image": thumbnail(image, image.sha256), "alt": entry["alt"],
-            "selected": image == current, "help": f"{entry['licence']}, {entry['author']}",
-        })  # fmt: skip
+        items.append(
+            {
+                "key": name,
+                "title": entry["title"],
+                "image": thumbnail(image, image.sha256),
+                "alt": entry["alt"],
+                "selected": image == current,
+                "help": f"{entry['licence']}, {entry['author']}",
+            }
+        )
     components.cards(key, items, on or pick, "Sample images", least=least)
 
 
@@ -64,4 +70,10 @@ def uploader(key: str, label: str = "Your photo") -> None:
             use_model("photos")
         change(sample=image, lens=bench().lens.but(**settings), second="", chips=())
 
-    st.file_uploader(label, type=["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"], key=key, on_change=arrived, help="Up to 20 MB. Turned upright, scaled to at most 1536 px, and not kept unless you ask for a link to it.")
+    st.file_uploader(
+        label,
+        type=["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"],
+        key=key,
+        on_change=arrived,
+        help="Up to 20 MB. Turned upright, scaled to at most 1536 px, and not kept unless you ask for a link to it.",
+    )

@@ -30,7 +30,9 @@ def link() -> None:
                 store.forget_blob(sample.sha256)
 
         st.session_state["keep"] = kept
-        st.checkbox("Keep this photo on this server, so that the link shows it to others", key="keep", on_change=consent)
+        st.checkbox(
+            "Keep this photo on this server, so that the link shows it to others", key="keep", on_change=consent
+        )
         if not kept:
             st.caption("Without it, the link asks whoever opens it for the same file.")
     result = jobs.known(experiment)
@@ -53,7 +55,16 @@ def downloads(experiment: Experiment, result: Heatmap, photo: Any, look: Look, s
             ("NPZ", "application/octet-stream", result.to_npz),
             ("JSON", "application/json", lambda: result.to_json().encode()),
         ):
-            st.download_button(kind, make, f"{name}.{kind.lower()}", mime, key=f"{key}:{kind}", on_click="ignore", icon=":material/download:", type="tertiary")
+            st.download_button(
+                kind,
+                make,
+                f"{name}.{kind.lower()}",
+                mime,
+                key=f"{key}:{kind}",
+                on_click="ignore",
+                icon=":material/download:",
+                type="tertiary",
+            )
 
 
 def explain(method: Method) -> None:

@@ -37,24 +37,56 @@ def _changed_picture(_experiment: Experiment, key: str) -> PIL.Image.Image:
     return evidence.picture_after(_experiment)
 
 
-def hero(key: str, result: Heatmap, photo: PIL.Image.Image, photo_key: str, look: Look, scale: float, title: str, note: str = "", on: Any = None) -> None:
+def hero(
+    key: str,
+    result: Heatmap,
+    photo: PIL.Image.Image,
+    photo_key: str,
+    look: Look,
+    scale: float,
+    title: str,
+    note: str = "",
+    on: Any = None,
+) -> None:
     """The photo with one map over it, values on hover, and a box to draw."""
     height, width = (round(each * 320 / max(photo.size)) for each in (photo.height, photo.width))
     layer = PIL.Image.fromarray(overlay(result.at_original(height, width), scale, look))
     stops, low, high = legend(scale, look, result.units)
-    components.hero(key, {
-        "photo": photo_url(photo, photo_key), "overlay": data_url(layer, "WEBP"),
-        "values": [[float(f"{value:.4g}") for value in row] for row in result.values], "box": result.box, "scale": scale,
-        "units": result.units, "title": title, "note": note, "alt": f"{title}. {result.finding}",
-        "legend": {"stops": stops, "low": low, "high": high},
-        "actions": [["hide", "Hide this region"], ["keep", "Keep only this"], ["measure", "Measure the map in it"]] if on else [],
-        "region": st.session_state.get("measured"),
-    }, on)  # fmt: skip
+    components.hero(
+        key,
+        {
+            "photo": photo_url(photo, photo_key),
+            "overlay": data_url(layer, "WEBP"),
+            "values": [[float(f"{value:.4g}") for value in row] for row in result.values],
+            "box": result.box,
+            "scale": scale,
+            "units": result.units,
+            "title": title,
+            "note": note,
+            "alt": f"{title}. {result.finding}",
+            "legend": {"stops": stops, "low": low, "high": high},
+            "actions": [["hide", "Hide this region"], ["keep", "Keep only this"], ["measure", "Measure the map in it"]]
+            if on
+            else [],
+            "region": st.session_state.get("measured"),
+        },
+        on,
+    )
 
 
 def bare(key: str, photo: PIL.Image.Image, photo_key: str, title: str, note: str) -> None:
     """The photo alone, while its map is being made or can't be."""
-    components.hero(key, {"photo": photo_url(photo, photo_key), "title": title, "note": note, "alt": title, "box": [0, 0, 1, 1], "actions": []})
+    components.hero(
+        key,
+        {
+            "photo": photo_url(photo, photo_key),
+            "title": title,
+            "note": note,
+            "alt": title,
+            "box": [0, 0, 1, 1],
+            "actions": [],
+        },
+    )
 
 
 @st.cache_data(max_entries=2000, show_spinner=False)
@@ -81,16 +113,26 @@ def strip(experiment: Experiment, result: Heatmap) -> None:
     parts = []
     if result.residual:
         # the residual's scale is the logit, so a per cent of it is already worth a look
-        colour = "green" if abs(result.residual.value) < 0.01 else "orange" if abs(result.residual.value) < 0.2 else "red"
+        colour = (
+            "green" if abs(result.residual.value) < 0.01 else "orange" if abs(result.residual.value) < 0.2 else "red"
+        )
         parts.append(f":{colour}[residual {result.residual.value:.2g}] ({_plain(result.residual.meaning)})")
     taken = jobs.seconds(experiment)
-    cost = f"{_count(result.forwards, 'forward')}, {_count(result.backwards, 'backward')}" if result.forwards or result.backwards else "no pass (captured before)"
+    cost = (
+        f"{_count(result.forwards, 'forward')}, {_count(result.backwards, 'backward')}"
+        if result.forwards or result.backwards
+        else "no pass (captured before)"
+    )
     parts.append(cost + (f", {taken:.1f} s" if taken and taken > 1 else f", {1000 * taken:.0f} ms" if taken else ""))
     if inside := share_text(result):
         parts.append(inside)
     again = reproduced(experiment, result)
     if again is not None:
-        parts.append(":green[reproduced: every number as stored with the link]" if again else ":red[not reproduced: the numbers differ from those stored with the link]")
+        parts.append(
+            ":green[reproduced: every number as stored with the link]"
+            if again
+            else ":red[not reproduced: the numbers differ from those stored with the link]"
+        )
     parts += _checks(experiment, result)
     st.caption(" · ".join(parts))
 
@@ -98,24 +140,47 @@ def strip(experiment: Experiment, result: Heatmap) -> None:
 def _checks(experiment: Experiment, result: Heatmap) -> list[str]:
     slow = jobs.estimate(experiment) > jobs.QUICK
     if slow and not st.session_state.get(f"checked:{experiment.digest}"):
-        st.button("Check this map", key="check", icon=":material/fact_check:", type="tertiary", help="Randomised weights, and hiding its peak.", on_click=lambda: st.session_state.update({f"checked:{experiment.digest}": True}))
+        st.button(
+            "Check this map",
+            key="check",
+            icon=":material/fact_check:",
+            type="tertiary",
+            help="Randomised weights, and hiding its peak.",
+            on_click=lambda: st.session_state.update({f"checked:{experiment.digest}": True}),
+        )
         return []
     found = []
-    if "randomize_weights" in METHODS and not any(call.method == "randomize_weights" for call in experiment.interventions):
+    if "randomize_weights" in METHODS and not any(
+        call.method == "randomize_weights" for call in experiment.interventions
+    ):
         other = jobs.later(evidence.randomised(experiment)) if slow else jobs.run(evidence.randomised(experiment))
         if isinstance(other, Heatmap):
             rho = evidence.agreement(result, other)
-            verdict = "orange[survives randomised weights: yes" if rho > 0.7 else "green[survives randomised weights: no"
-            found.append(f":{verdict} (rank correlation {rho:.2f})]" if rho == rho else "randomised weights: constant map")
+            verdict = (
+                "orange[survives randomised weights: yes" if rho > 0.7 else "green[survives randomised weights: no"
+            )
+            found.append(
+                f":{verdict} (rank correlation {rho:.2f})]" if rho == rho else "randomised weights: constant map"
+            )
     if "hide_region" in METHODS and result.values.max() > 0:
         box = evidence.peak_box(result)
         texts = []
         for region in (box, evidence.elsewhere(box)):
-            table, plain = jobs.run(evidence.hidden(experiment, region)), jobs.run(Experiment(experiment.model, experiment.sample, Call("class_probabilities"), experiment.interventions))
+            table, plain = (
+                jobs.run(evidence.hidden(experiment, region)),
+                jobs.run(
+                    Experiment(
+                        experiment.model, experiment.sample, Call("class_probabilities"), experiment.interventions
+                    )
+                ),
+            )
             assert isinstance(table, Table) and isinstance(plain, Table)
             texts.append(evidence.probability(table, result.target))
         before = evidence.probability(plain, result.target)
-        found.append(f"blurring its peak: {_percent(before)} → {_percent(texts[0])} (a box of that size elsewhere: {_percent(texts[1])})")
+        found.append(
+            f"blurring its peak: {_percent(before)} → {_percent(texts[0])} "
+            f"(a box of that size elsewhere: {_percent(texts[1])})"
+        )
     return found
 
 

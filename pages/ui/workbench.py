@@ -13,9 +13,9 @@ from interp.figures import scale_of
 from interp.methods import METHODS
 from interp.model import VisionModel
 from interp.results import Heatmap, Table
-from interp.samples import Image, Target
+from interp.samples import Target
 from pages.ui import components, jobs, share, show
-from pages.ui.bar import add, choose_lens, uploaded
+from pages.ui.bar import add, choose_lens
 from pages.ui.bench import bench, change, remember, restyle
 from pages.ui.controls import site_name
 from pages.ui.inputs import uploader
@@ -27,8 +27,14 @@ def heatmaps(model: VisionModel) -> None:
     """The whole bench under the experiment bar."""
     experiment = bench().experiment
     try:
-        table = jobs.run(Experiment(experiment.model, experiment.sample, Call("class_probabilities"), experiment.interventions))
-        plain = jobs.run(Experiment(experiment.model, experiment.sample, Call("class_probabilities"))) if experiment.interventions else None
+        table = jobs.run(
+            Experiment(experiment.model, experiment.sample, Call("class_probabilities"), experiment.interventions)
+        )
+        plain = (
+            jobs.run(Experiment(experiment.model, experiment.sample, Call("class_probabilities")))
+            if experiment.interventions
+            else None
+        )
     except Unsuitable as problem:
         st.warning(str(problem), icon=":material/info:")
         return
@@ -94,15 +100,15 @@ def _heroes(experiment: Experiment, first: str, changed: bool) -> None:
     if maps and found[0][-1] is not None:
         remember(pairs[0])
         show.strip(pairs[0], found[0][-1])
-        note = found[0][-1].note
-        if note:
-            st.info(note, icon=":material/info:")
-        with st.container(horizontal=True, gap="small"):
+        if found[0][-1].note:
+            st.info(found[0][-1].note, icon=":material/info:")
+        with st.container(horizontal=True, gap="small", vertical_alignment="center"):
             if changed:
                 st.toggle("Difference only", key="only-difference")
             with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
                 share.explain(METHODS[experiment.lens.method])
-        share.downloads(pairs[0], found[0][-1], show.picture_of(pairs[0]), bench().look, scale, "hero")
+            with st.popover("Download", icon=":material/download:", type="tertiary"):
+                share.downloads(pairs[0], found[0][-1], show.picture_of(pairs[0]), bench().look, scale, "hero")
 
 
 def _result(experiment: Experiment) -> Any:
@@ -114,10 +120,14 @@ def _result(experiment: Experiment) -> Any:
         return None
 
 
-def _row(index: int, experiment: Experiment, row: list[Heatmap | None], scale: float, changed: bool, only: bool) -> None:
+def _row(
+    index: int, experiment: Experiment, row: list[Heatmap | None], scale: float, changed: bool, only: bool
+) -> None:
     look, name = bench().look, METHODS[experiment.lens.method].name
     versions = [("Before", experiment.before()), ("After", experiment)] if changed else [("", experiment)]
-    panels: list[tuple[str, Experiment, Heatmap | None]] = [(text, version, result) for (text, version), result in zip(versions, row, strict=True)]
+    panels: list[tuple[str, Experiment, Heatmap | None]] = [
+        (text, version, result) for (text, version), result in zip(versions, row, strict=True)
+    ]
     gap = evidence.difference(row[0], row[1]) if changed and row[0] is not None and row[-1] is not None else None
     if only and gap is not None:
         panels = []
@@ -130,11 +140,30 @@ def _row(index: int, experiment: Experiment, row: list[Heatmap | None], scale: f
                 show.bare(f"hero:{index}:{text}", picture, photo_key, f"{text} · {name}".strip(" ·"), "being made")
             else:
                 title = " · ".join(part for part in (text, name, result.target) if part)
-                show.hero(f"hero:{index}:{text}", result, picture, photo_key, look, scale, title, show.share_text(result), _drawn)
+                show.hero(
+                    f"hero:{index}:{text}",
+                    result,
+                    picture,
+                    photo_key,
+                    look,
+                    scale,
+                    title,
+                    show.share_text(result),
+                    _drawn,
+                )
     if gap is not None:
         with columns[-1]:
             signed = dataclasses.replace(look, signed=True)
-            show.hero(f"hero:{index}:difference", gap, show.picture_of(experiment), experiment.digest, signed, scale, f"Difference · {gap.target}", "after minus before")
+            show.hero(
+                f"hero:{index}:difference",
+                gap,
+                show.picture_of(experiment),
+                experiment.digest,
+                signed,
+                scale,
+                f"Difference · {gap.target}",
+                "after minus before",
+            )
 
 
 def _with_target(experiment: Experiment, name: str) -> Experiment:
@@ -163,7 +192,10 @@ def _waiting(experiments: list[Experiment]) -> None:
             st.progress(0.0, f"Waiting for a free place; about {jobs.estimate(running[0].experiment):.0f} s of work")
         else:
             left = f", about {progress.left:.0f} s left" if progress.left is not None else ""
-            st.progress(min(progress.done / max(progress.total, 1), 1.0), f"{progress.label}: {progress.done} of {progress.total}{left}")
+            st.progress(
+                min(progress.done / max(progress.total, 1), 1.0),
+                f"{progress.label}: {progress.done} of {progress.total}{left}",
+            )
         if st.button("Stop", key="stop", icon=":material/stop:"):
             for each in running:
                 jobs.stop(each.experiment)
@@ -180,7 +212,7 @@ def _drawn(value: dict[str, Any]) -> None:
         st.session_state["measured"] = box
     else:
         st.session_state.pop("measured", None)
-        add("hide_region", box=box, **({"keep": True} if value["action"] == "keep" else {}))
+        add("hide_region", box=box, invert=value["action"] == "keep")
 
 
 # --------------------------------------------------------------------------------------------- guesses, methods, layers
@@ -188,11 +220,21 @@ def _drawn(value: dict[str, Any]) -> None:
 
 def _guesses(table: Table, plain: Table | None, first: str) -> None:
     order = (-table.values[:, 0]).argsort()[:6].tolist()
-    order += [table.rows.index(name) for name in (first, bench().second) if name in table.rows and table.rows.index(name) not in order]
-    items = [{
-        "label": table.rows[i], "p": float(table.values[i, 0]), "before": None if plain is None else float(plain.values[i, 0]),
-        "first": table.rows[i] == first, "second": table.rows[i] == bench().second,
-    } for i in order]  # fmt: skip
+    order += [
+        table.rows.index(name)
+        for name in (first, bench().second)
+        if name in table.rows and table.rows.index(name) not in order
+    ]
+    items = [
+        {
+            "label": table.rows[i],
+            "p": float(table.values[i, 0]),
+            "before": None if plain is None else float(plain.values[i, 0]),
+            "first": table.rows[i] == first,
+            "second": table.rows[i] == bench().second,
+        }
+        for i in order
+    ]
 
     def picked(value: dict[str, Any]) -> None:
         if value["beside"] or "target" not in bench().lens.settings:
@@ -200,21 +242,43 @@ def _guesses(table: Table, plain: Table | None, first: str) -> None:
         else:
             change(lens=bench().lens.but(target=value["label"]))
 
-    components.guesses("guesses", items, picked, "Click a class to explain it; Shift-click (or key 2) to see two side by side.")
+    components.guesses(
+        "guesses", items, picked, "Click a class to explain it; Shift-click (or key 2) to see two side by side."
+    )
     rest = [name for name in table.rows if name != first]
     st.session_state["second-class"] = bench().second or None
-    st.selectbox("Beside it", [None, *rest], key="second-class", format_func=lambda name: "no second class" if name is None else name, on_change=lambda: change(second=st.session_state["second-class"] or ""))
+    st.selectbox(
+        "Beside it",
+        [None, *rest],
+        key="second-class",
+        format_func=lambda name: "no second class" if name is None else name,
+        on_change=lambda: change(second=st.session_state["second-class"] or ""),
+    )
 
 
 def _grid(model: VisionModel, experiment: Experiment) -> None:
     """The other methods on the same image and class; slow ones only when asked for."""
-    family = [m for m in METHODS.values() if m.kind == "lens" and m.family == METHODS[experiment.lens.method].family and not m.refuses(model)]
+    family = [
+        m
+        for m in METHODS.values()
+        if m.kind == "lens" and m.family == METHODS[experiment.lens.method].family and not m.refuses(model)
+    ]
     have = experiment.lens.settings
     experiments = {}
     for method in family:
-        keep = {control.name: have[control.name] for control in method.controls if control.name in ("target", "site") and control.name in have}
-        experiments[method.key] = experiment if method.key == experiment.lens.method else dataclasses.replace(experiment, lens=Call(method.key, **keep))
-    slow = {key: each for key, each in experiments.items() if jobs.known(each) is None and jobs.estimate(each) > jobs.QUICK}
+        keep = {
+            control.name: have[control.name]
+            for control in method.controls
+            if control.name in ("target", "site") and control.name in have
+        }
+        experiments[method.key] = (
+            experiment
+            if method.key == experiment.lens.method
+            else dataclasses.replace(experiment, lens=Call(method.key, **keep))
+        )
+    slow = {
+        key: each for key, each in experiments.items() if jobs.known(each) is None and jobs.estimate(each) > jobs.QUICK
+    }
     asked = st.session_state.get("slow-methods") == experiment.before().sample
     st.markdown("##### The same through other methods")
 
@@ -225,7 +289,12 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
     def grid() -> None:
         picture, items, running = show.picture_of(experiment), [], 0
         for key, each in experiments.items():
-            item: dict[str, Any] = {"key": key, "title": METHODS[key].name, "selected": key == experiment.lens.method, "help": METHODS[key].doc.summary}
+            item: dict[str, Any] = {
+                "key": key,
+                "title": METHODS[key].name,
+                "selected": key == experiment.lens.method,
+                "help": METHODS[key].doc.summary,
+            }
             state: Any = None
             try:
                 if key in slow and not asked and key != experiment.lens.method:
@@ -241,7 +310,13 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
                 item["alt"] = f"{METHODS[key].name}: {state.finding}"
                 item["note"] = show.share_text(state) or ("nowhere positive" if state.values.max() <= 0 else "")
             elif isinstance(state, jobs.Job):
-                item["wait"] = state.error or ("waiting" if state.progress is None else f"{state.progress.left:.0f} s left" if state.progress.left is not None else "starting")
+                item["wait"] = state.error or (
+                    "waiting"
+                    if state.progress is None
+                    else f"{state.progress.left:.0f} s left"
+                    if state.progress.left is not None
+                    else "starting"
+                )
                 item["progress"] = 0 if state.progress is None else state.progress.done / max(state.progress.total, 1)
                 running += not state.error
             items.append(item)
@@ -252,9 +327,20 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
     grid()
     if slow and not asked:
         total = sum(jobs.estimate(each) for each in slow.values())
-        st.button(f"Run the slow ones too (about {total:.0f} s)", key="run-slow", icon=":material/play_arrow:", on_click=start, help="They run in the background, and stop when you move on.")
+        st.button(
+            f"Run the slow ones too (about {total:.0f} s)",
+            key="run-slow",
+            icon=":material/play_arrow:",
+            on_click=start,
+            help="They run in the background, and stop when you move on.",
+        )
     elif slow:
-        st.button("Stop", key="stop-slow", icon=":material/stop:", on_click=lambda: (st.session_state.pop("slow-methods", None), [jobs.stop(each) for each in slow.values()]))
+        st.button(
+            "Stop",
+            key="stop-slow",
+            icon=":material/stop:",
+            on_click=lambda: (st.session_state.pop("slow-methods", None), [jobs.stop(each) for each in slow.values()]),
+        )
 
 
 def _ladder(model: VisionModel, experiment: Experiment) -> None:
@@ -273,7 +359,11 @@ def _ladder(model: VisionModel, experiment: Experiment) -> None:
         try:
             result = jobs.run(each)
             assert isinstance(result, Heatmap)
-            item |= {"image": show.card_picture(result, picture, bench().look, f"{jobs.key_of(each)}{bench().look}", 120), "alt": result.finding, "note": f"{result.values.shape[0]} x {result.values.shape[1]}"}
+            item |= {
+                "image": show.card_picture(result, picture, bench().look, f"{jobs.key_of(each)}{bench().look}", 120),
+                "alt": result.finding,
+                "note": f"{result.values.shape[0]} x {result.values.shape[1]}",
+            }
         except Unsuitable as problem:
             item["wait"] = str(problem)[:60]
         items.append(item)
@@ -289,22 +379,48 @@ def _looks() -> None:
     """How the maps are drawn."""
     look = bench().look
     with st.expander("How maps are drawn", icon=":material/palette:"):
-        for key, value in (("signed", look.signed), ("opacity", look.opacity), ("threshold", look.threshold), ("colours", look.colours)):
+        for key, value in (
+            ("signed", look.signed),
+            ("opacity", look.opacity),
+            ("threshold", look.threshold),
+            ("colours", look.colours),
+        ):
             st.session_state[f"look:{key}"] = value
-        st.toggle("Signed: evidence against the class too", key="look:signed", on_change=lambda: restyle(signed=st.session_state["look:signed"]))
-        st.slider("Opacity", 0.0, 1.0, step=0.05, key="look:opacity", on_change=lambda: restyle(opacity=st.session_state["look:opacity"]))
-        st.slider("Show from this share of the scale", 0.0, 0.95, step=0.05, key="look:threshold", on_change=lambda: restyle(threshold=st.session_state["look:threshold"]))
-        st.segmented_control("Colours", list(NAMES), key="look:colours", required=True, on_change=lambda: restyle(colours=st.session_state["look:colours"]), help="All of them can be told apart by the colour-blind.")
+        st.toggle(
+            "Signed: evidence against the class too",
+            key="look:signed",
+            on_change=lambda: restyle(signed=st.session_state["look:signed"]),
+        )
+        st.slider(
+            "Opacity",
+            0.0,
+            1.0,
+            step=0.05,
+            key="look:opacity",
+            on_change=lambda: restyle(opacity=st.session_state["look:opacity"]),
+        )
+        st.slider(
+            "Show from this share of the scale",
+            0.0,
+            0.95,
+            step=0.05,
+            key="look:threshold",
+            on_change=lambda: restyle(threshold=st.session_state["look:threshold"]),
+        )
+        st.segmented_control(
+            "Colours",
+            list(NAMES),
+            key="look:colours",
+            required=True,
+            on_change=lambda: restyle(colours=st.session_state["look:colours"]),
+            help="All of them can be told apart by the colour-blind.",
+        )
         if st.session_state.get("measured") is not None:
-            st.button("Forget the measured box", icon=":material/close:", on_click=lambda: st.session_state.pop("measured", None))
-
-
-def caption() -> str:
-    """What to notice in the first sight."""
-    sample = bench().sample
-    if uploaded(sample) or not isinstance(sample, Image):
-        return ""
-    return ""
+            st.button(
+                "Forget the measured box",
+                icon=":material/close:",
+                on_click=lambda: st.session_state.pop("measured", None),
+            )
 
 
 def load() -> VisionModel | None:

@@ -1,1 +1,1 @@
-"""Interventions: change the input, the activations or the weights for the length of a with-block."""
+"""Interventions: what if the input, the activations or the weights were different?"""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks import Block
-from interp.method import Paper, Range, intervention
+from interp.method import Paper, Range, Unset, intervention
 from interp.model import VisionModel
 from interp.samples import Image
 from interp.sites import Site
@@ -23,7 +23,7 @@ def add_noise(
     model: VisionModel,
     sample: Image,
     *,
-    site: Site | None = None,
+    site: Annotated[Site | None, Unset("the image")] = None,
     sigma: Annotated[float, Range(0, 4)] = 0.0,
     seed: int = 0,
 ) -> Block | None:

@@ -1,10 +1,11 @@
 import re
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from interp.hooks import Block
-from interp.method import Paper, intervention
+from interp.method import Paper, Unset, intervention
 from interp.model import VisionModel
 from interp.samples import Image
 from interp.sites import Site
@@ -20,7 +21,7 @@ PAPER = Paper(
 
 @intervention("Randomize weights", PAPER)
 def randomize_weights(
-    model: VisionModel, sample: Image, *, site: Site | None = None, statistics: bool = False, seed: int = 0
+    model: VisionModel, sample: Image, *, site: Annotated[Site | None, Unset("nothing")] = None, statistics: bool = False, seed: int = 0
 ) -> Block | None:
     """Randomise the network from the classifier down to a layer: the cascade of the sanity checks.
 

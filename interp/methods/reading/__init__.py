@@ -1,1 +1,1 @@
-"""Reading: what the model says, and what it holds inside."""
+"""Reading: what does the model say, and what does it hold inside?"""

@@ -1,0 +1,131 @@
+"""The Methods and Models pages: everything comes from METHODS and from the shelf."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import streamlit as st
+
+from interp import Unsuitable, zoo
+from interp.catalogue import cost_text, families
+from interp.methods import METHODS
+from interp.results import Heatmap
+from pages.ui import components, jobs, share, show
+from pages.ui.bar import choose_lens, opening
+from pages.ui.bench import Bench, bench, first, use_model
+
+HOSTED = os.environ.get("ACTISCOPE_HOSTED") == "1"
+"""On a server for strangers nobody may name a folder of it."""
+
+
+def methods() -> None:
+    """The catalogue, with a thumbnail that the embedded model makes, and each method in full on a click."""
+    st.write(
+        "Every method with its cost, what it assumes and when it misleads. The pictures come from the embedded model."
+    )
+    titles = families()
+    family = st.pills(
+        "What do you want to know?", list(titles), key="question", format_func=lambda each: titles[each][1]
+    )
+    shown = [method for method in METHODS.values() if family in (None, method.family)]
+    chosen = st.session_state.get("method") or (shown[0].key if shown else None)
+    left, right = st.columns([7, 5], gap="medium")
+    with left:
+        for each, (title, _) in titles.items():
+            items = [_card(method.key, method.key == chosen) for method in shown if method.family == each]
+            if items:
+                st.markdown(f"##### {title}")
+                components.cards(
+                    f"family:{each}",
+                    items,
+                    lambda key: st.session_state.update(method=key),
+                    title,
+                    least=118,
+                    shape=1.5,
+                )
+    with right:
+        if chosen:
+            method = METHODS[chosen]
+            share.explain(method)
+            st.caption(f"Cost: {cost_text(method)}. In the library: `interp.methods.{method.family}.{method.key}`.")
+            if method.kind == "lens" and method.family == "cam" and st.button("Use it", icon=":material/visibility:"):
+                choose_lens(method.key)
+                st.switch_page("pages/heatmaps.py")
+
+
+def _card(key: str, selected: bool) -> dict[str, Any]:
+    method = METHODS[key]
+    item: dict[str, Any] = {
+        "key": key,
+        "title": method.name,
+        "selected": selected,
+        "help": method.doc.summary,
+        "note": cost_text(method),
+    }
+    start: Bench = first()
+    try:
+        experiment = start.experiment
+        if method.family == "cam":
+            wanted = type(start.lens)(key)
+            experiment = type(experiment)(experiment.model, experiment.sample, wanted)
+            result = jobs.run(experiment) if jobs.estimate(experiment) <= jobs.QUICK else jobs.known(experiment)
+            if isinstance(result, Heatmap):
+                item["image"] = show.card_picture(
+                    result, experiment.sample.picture, start.look, f"catalogue{jobs.key_of(experiment)}"
+                )  # type: ignore[union-attr]
+                item["alt"] = result.finding
+            else:
+                item["wait"] = f"about {jobs.estimate(experiment):.0f} s"
+        elif method.kind == "intervention" and not method.refuses(zoo.load(start.model)):
+            call = type(start.lens)(key, **opening(key, start))
+            experiment = type(experiment)(experiment.model, experiment.sample, start.lens, (call,))
+            result = jobs.run(experiment)
+            if isinstance(result, Heatmap):
+                item["image"] = show.card_picture(
+                    result, show.picture_of(experiment), start.look, f"catalogue{jobs.key_of(experiment)}"
+                )
+                item["alt"] = result.finding
+        else:
+            item["wait"] = "numbers"
+    except Unsuitable as reason:
+        item["wait"] = str(reason)[:80]
+    return item
+
+
+def models() -> None:
+    """The shelf with its cards, and loading one's own."""
+    shelf = zoo.shelf()
+    st.write("The embedded models, each with an honest card; or bring your own.")
+    with st.container(border=True):
+        st.markdown("##### Bring your own")
+        st.text_input(
+            "Hugging Face id" if HOSTED else "Hugging Face id, or a folder written by save_pretrained",
+            key="own",
+            placeholder="microsoft/resnet-18",
+            help=f"Safetensors only, at most {zoo.LARGEST / 2**30:.0f} GB. Families: {', '.join(zoo.VISION)}.",
+        )
+        if st.button("Load", icon=":material/download:", disabled=not st.session_state.get("own")):
+            _load_own(st.session_state["own"].strip())
+    for name, config in shelf.items():
+        current = " · on the bench" if name == bench().model else ""
+        with st.expander(
+            f"**{name}** · {config['model_type']}, {len(config.get('id2label', {}))} classes{current}",
+            expanded=name == bench().model,
+        ):
+            if name != bench().model and st.button("Use it", key=f"use:{name}", icon=":material/visibility:"):
+                _load_own(name)
+            st.markdown(config["card"])
+
+
+def _load_own(name: str) -> None:
+    if HOSTED and name not in zoo.shelf() and ("\\" in name or name.startswith((".", "/", "~")) or os.path.isdir(name)):
+        st.warning("On this server models are loaded by their Hugging Face id.", icon=":material/info:")
+        return
+    try:
+        with st.spinner(f"Loading {name.replace('_', ' ')}"):
+            use_model(name)
+    except Unsuitable as problem:
+        st.warning(str(problem), icon=":material/info:")
+        return
+    st.switch_page("pages/heatmaps.py")

@@ -1,0 +1,100 @@
+"""This visit's experiments: back to one, or two of them side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from interp import Unsuitable
+from interp.evidence import agreement
+from interp.experiment import Experiment
+from interp.figures import scale_of
+from interp.methods import METHODS
+from interp.results import Heatmap
+from interp.samples import Image
+from pages.ui import components, jobs, show
+from pages.ui.bench import bench, open_experiment
+
+
+def history() -> None:
+    """Cards of the visit, newest first; choosing two compares them."""
+    past: list[Experiment] = st.session_state.get("history", [])
+    if not past:
+        st.write("Nothing yet: every map you look at on the Heatmaps page is kept here for this visit.")
+        st.page_link("pages/heatmaps.py", label="To the heatmaps", icon=":material/arrow_forward:")
+        return
+    chosen: list[str] = st.session_state.setdefault("compared", [])
+    st.write("Choose one to open it again, or two to see them side by side.")
+
+    def picked(digest: str) -> None:
+        st.session_state["compared"] = (
+            [each for each in chosen if each != digest] if digest in chosen else [*chosen, digest][-2:]
+        )
+
+    items = [_card(each, each.digest in chosen) for each in reversed(past)]
+    components.cards("past", items, picked, "This visit's experiments", least=150)
+    found = [each for digest in chosen for each in past if each.digest == digest]
+    if not found:
+        return
+    results = [jobs.known(each) for each in found]
+    maps = [each for each in results if isinstance(each, Heatmap)]
+    scale = scale_of(*maps) if len({each.units for each in maps}) == 1 else None
+    for column, experiment, result in zip(st.columns(2), found, results, strict=False):
+        with column:
+            if isinstance(result, Heatmap):
+                picture = show.picture_of(experiment)
+                show.hero(
+                    f"past:{experiment.digest[:12]}",
+                    result,
+                    picture,
+                    experiment.digest,
+                    bench().look,
+                    scale or scale_of(result),
+                    f"{METHODS[experiment.lens.method].name} · {result.target}",
+                    f"{result.site} · logit {result.score:.3g}",
+                )
+            else:
+                st.write("This result is no longer kept; open it to run it again.")
+            for line in _lines(experiment):
+                st.caption(line)
+            if st.button("Open", key=f"open:{experiment.digest[:12]}", icon=":material/arrow_forward:"):
+                open_experiment(experiment)
+                st.switch_page("pages/heatmaps.py")
+    if len(maps) == 2:
+        rho = agreement(*maps)
+        note = "on one scale" if scale else "each on its own scale, since their units differ"
+        st.caption(f"Drawn {note}." + (f" Rank correlation of the two maps: {rho:.2f}." if rho == rho else ""))
+    if len(found) == 2:
+        differ = [
+            f"{one} | {other}" for one, other in zip(_lines(found[0]), _lines(found[1]), strict=False) if one != other
+        ]
+        st.caption("What differs: " + ("; ".join(differ) if differ else "nothing"))
+
+
+def _card(experiment: Experiment, selected: bool) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "key": experiment.digest,
+        "title": METHODS[experiment.lens.method].name,
+        "selected": selected,
+    }
+    result = jobs.known(experiment)
+    try:
+        picture = show.picture_of(experiment)
+        if isinstance(result, Heatmap):
+            look = bench().look
+            item["image"] = show.card_picture(result, picture, look, f"{jobs.key_of(experiment)}{look}")
+            item["alt"] = result.finding
+            item["note"] = f"{result.target} · {experiment.sample}"
+    except Unsuitable:
+        item["wait"] = "its model is no longer loaded"
+    changes = len(experiment.interventions)
+    if changes:
+        item["note"] = f"{item.get('note', '')} · {changes} change{'s' if changes > 1 else ''}"
+    return item
+
+
+def _lines(experiment: Experiment) -> list[str]:
+    changes = ", ".join(map(str, experiment.interventions)) or "none"
+    name = str(experiment.sample) if isinstance(experiment.sample, Image) else type(experiment.sample).__name__
+    return [f"model: {experiment.model}", f"input: {name}", f"changes: {changes}", f"lens: {experiment.lens}"]

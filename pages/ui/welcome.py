@@ -1,0 +1,104 @@
+"""Home: one sentence, one example to play with, three doors, and the gallery."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import streamlit as st
+
+from interp import Unsuitable
+from interp.evidence import mask_of, probability
+from interp.experiment import Call
+from interp.figures import scale_of
+from interp.methods import METHODS
+from interp.results import Heatmap, Table
+from interp.samples import Image
+from pages.ui import jobs, show
+from pages.ui.bench import bench, first, open_experiment
+from pages.ui.inputs import gallery_cards, pick, uploader
+
+
+def home() -> None:
+    """The whole page."""
+    st.write(
+        "See what it reacts to, change it, look again side by side, share the link. All of it runs on this machine."
+    )
+    _example()
+    st.markdown("##### Where do you start?")
+    image, prompt, model = st.columns(3, gap="medium")
+    with image:
+        st.markdown("**I have an image**")
+        sample = bench().sample
+        uploader("home-upload", "Drop in a photo")
+        if bench().sample != sample or (isinstance(sample, Image) and sample.reference.startswith("sha256:")):
+            st.page_link("pages/heatmaps.py", label="See what the model looks at", icon=":material/gradient:")
+    with model:
+        st.markdown("**I have a model**")
+        st.write(
+            "ResNet, RegNet, ConvNeXt, EfficientNet, MobileNetV2, ViT, DeiT, DINOv2, BEiT or Swin, "
+            "by its Hugging Face id or from a folder."
+        )
+        st.page_link("pages/models.py", label="Load it", icon=":material/deployed_code:")
+    with prompt:
+        st.markdown("**I have a question**")
+        st.write(
+            "Which map can be trusted? What would change it? Each method says what it assumes and when it misleads."
+        )
+        st.page_link("pages/methods.py", label="Find the method", icon=":material/menu_book:")
+    st.markdown("##### Or begin with one of these")
+
+    def begin(name: str) -> None:
+        pick(name)
+        st.session_state["go"] = True
+
+    gallery_cards("home-gallery", on=begin, least=120)
+    if st.session_state.pop("go", False):
+        st.switch_page("pages/heatmaps.py")
+
+
+def _example() -> None:
+    """A photo with two things in it: choose the class, and hide a part of the photo, and see map and guess follow."""
+    start = first()
+    try:
+        left, right = st.columns([7, 5], gap="large")
+        with right:
+            table = jobs.run(dataclasses.replace(start.experiment, lens=Call("class_probabilities")))
+            assert isinstance(table, Table)
+            names = [table.rows[i] for i in (-table.values[:, 0]).argsort()[:2]]
+            asked = st.segmented_control(
+                "Why", names, default=names[0], key="home-class", required=True, format_func=lambda name: f"Why {name}?"
+            )
+            cut = st.slider("Blur the photo from the left up to (%)", 0, 100, 0, step=5, key="home-cut")
+            changes = (Call("hide_region", box=(0.0, 0.0, cut / 100, 1.0)),) if cut else ()
+            experiment = dataclasses.replace(start.experiment, lens=start.lens.but(target=asked), interventions=changes)
+            after = jobs.run(dataclasses.replace(experiment, lens=Call("class_probabilities")))
+            assert isinstance(after, Table)
+            for name in names:
+                before, now = probability(table, name), probability(after, name)
+                st.metric(
+                    name,
+                    f"{100 * now:.2g} %",
+                    f"{100 * (now - before):+.2g} points" if cut else None,
+                    delta_color="off",
+                )
+            if st.button("Open this on the bench", icon=":material/arrow_forward:"):
+                open_experiment(experiment)
+                st.switch_page("pages/heatmaps.py")
+        with left:
+            result = jobs.run(experiment)
+            whole = jobs.run(experiment.before())
+            assert isinstance(result, Heatmap) and isinstance(whole, Heatmap)
+            picture, key = show.picture_of(experiment), experiment.digest if changes else start.sample.sha256  # type: ignore[union-attr]
+            title = f"{METHODS[experiment.lens.method].name} · {asked}"
+            show.hero("home-hero", result, picture, key, start.look, scale_of(result, whole), title, _half(result))
+    except Unsuitable as problem:
+        st.warning(str(problem), icon=":material/info:")
+
+
+def _half(result: Heatmap) -> str:
+    sides = {
+        side: result.share(mask_of(box, (64, 64)))
+        for side, box in (("left", (0.0, 0.0, 0.5, 1.0)), ("right", (0.5, 0.0, 1.0, 1.0)))
+    }
+    side = max(sides, key=lambda each: sides[each] if sides[each] == sides[each] else -1)
+    return f"{sides[side]:.0%} of the evidence is in the {side} half" if sides[side] == sides[side] else ""
