@@ -463,7 +463,7 @@ AttentionMaskInterface.register("actiscope_eager", _mask_eager)
 
 
 def clone(network: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every Parameter, buffer and config with the original."""
+    """A copy of the modules that shares Parameters, buffers and config with the original: never `.to()` or train it."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}
     memo |= {id(module.config): module.config for module in network.modules() if hasattr(module, "config")}
     return copy.deepcopy(network, memo)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from interp import Unsuitable
 
 PLAIN = ("embed", "input")
-"""Kinds without a layer. `input` is the pixels, or the token embeddings; `embed` is those, or patches with positions."""
+"""Kinds without a layer. `input`: pixels, or token embeddings; `embed`: those, or patches with positions."""
 LAYERED = ("resid_pre", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post", "stage")
 HEADED = ("q", "k", "v", "pattern", "z")
 """Kinds with a head axis: q k v z are [batch, position, head, d_head], pattern is [batch, head, query, key]."""

@@ -107,19 +107,21 @@ def test_gradients_equal_finite_differences(family: str, by_hand: Any) -> None:
         (gradient,) = torch.autograd.grad(score, value)
         direction = noise(value)
         shifted = [
-            by_hand(_double(model), IDS, {site: lambda x, h=h: x + h * direction})[0][0, -1, 7] for h in (1e-4, -1e-4)
+            by_hand(_double(model), IDS, {site: lambda x, step=h * direction: x + step})[0][0, -1, 7]
+            for h in (1e-4, -1e-4)
         ]
         expected = float(shifted[0] - shifted[1]) / 2e-4
         assert float((gradient * direction).sum()) == pytest.approx(expected, rel=2e-3, abs=2e-3), site
 
 
 def _double(model: Model) -> Any:
-    return hooks.clone(model.network).double()
+    # not of a clone: its Parameters are the original's, and would change with it
+    return copy.deepcopy(model.network).double()
 
 
 @BOTH
 def test_gradients_at_many_sites_equal_those_at_each(family: str, by_hand: Any) -> None:
-    """The shallowest site is the leaf; each deeper one lies on the path, resid_mid and single heads too."""
+    """The shallowest site is the leaf; the deeper ones lie on the path, resid_mid and single heads too."""
     model = tiny.language(family)
     sites = ["resid_pre.0", "attn_out.1", "resid_mid.1", "z.1.0", "z.1.1", "pattern.2", "mlp_post.1", "resid_mid.2"]
     with model.record(sites, grad=True) as recorded:
@@ -133,7 +135,7 @@ def test_gradients_at_many_sites_equal_those_at_each(family: str, by_hand: Any) 
         assert gradient.any()
 
 
-# ------------------------------------------------------------------------------------------------------- order and blocks
+# ---------------------------------------------------------------------------------------------------- order and blocks
 
 
 def test_edits_apply_in_order_of_entry_and_a_record_sees_all_of_them() -> None:
@@ -155,10 +157,9 @@ def test_whole_and_head_edits_of_one_site_keep_their_order() -> None:
     with (
         model.edit({"z.1.2": lambda x: x + 1}),
         model.edit({"z.1": lambda x: x * 2}),
-        model.edit({"z.1.2": lambda x: x - 5}),
+        model.edit({"z.1.2": lambda x: x - 5}),model.record(["z.1"]) as recorded
     ):
-        with model.record(["z.1"]) as recorded:
-            model(IDS)
+        model(IDS)
     expected = plain["z.1"] * 2
     expected[:, :, 2] += 2 - 5
     near(recorded["z.1"], expected)

@@ -39,9 +39,12 @@ def test_names_of_transformer_lens_are_read(theirs: str, ours: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", ".", "resid_post", "resid_post.", "resid_post.-1", "resid_post.x", "resid_post.1.2", "resid_post.1.2.3", "embed.0",
-        "input.1", "nothing.3", "z.3.-1", "z.3.5.1", "module", "module:", "blocks.3.hook_nothing", "blocks.x.hook_resid_pre",
-        "hook_pos_embed", "Resid_post.3", " resid_post.3", "resid_post.3\n", "z.1.999999", "stage", "resid_post.99999",
+        "", ".", "resid_post", "resid_post.",
+        "resid_post.-1", "resid_post.x", "resid_post.1.2", "resid_post.1.2.3", "embed.0",
+        "input.1", "nothing.3", "z.3.-1", "z.3.5.1", "module", "module:",
+        "blocks.3.hook_nothing", "blocks.x.hook_resid_pre",
+        "hook_pos_embed", "Resid_post.3", " resid_post.3", "resid_post.3\n", "z.1.999999", "stage",
+        "resid_post.99999",
         "blocks.99999.hook_z", "resid_post.٣",
     ],
 )  # fmt: skip
