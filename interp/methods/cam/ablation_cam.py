@@ -2,13 +2,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.hooks import Function
 from interp.method import Paper, lens
 from interp.methods.cam._channels import Forward, activations, heatmap, put, width
 from interp.model import VisionModel
 from interp.progress import track
 from interp.results import Heatmap
 from interp.samples import Image, Target
-from interp.sites import Site
+from interp.sites import HEADED, Site
 
 PAPER = Paper(
     "Desai, Saurabh and Ramaswamy, Harish G.",
@@ -65,9 +66,17 @@ def ablation_cam(model: VisionModel, sample: Image, *, target: Target = Target()
     return heatmap(model, sample, at, (weights[:, None, None] * at.activation).sum(0), "activation x relative drop")
 
 
+def first_copied(site: Site) -> Site:
+    """Where one example becomes many: at the site, unless it lies inside a module that reckons with one batch size."""
+    if site.kind in HEADED and site.layer is not None:
+        return Site("resid_pre", site.layer)
+    return Site("input") if site.kind == "module" else site
+
+
 def ablated(model: VisionModel, sample: Image, at: Forward) -> Float[Tensor, "channel"]:
     """The class logit with each channel set to zero in turn."""
     maps, count = model.grid(at.site), len(at.activation)
+    entry = first_copied(at.site)
     batch = max(1, BYTES // max(1, at.activation.numel() * at.activation.element_size()))
 
     def without(part: Tensor) -> Tensor:
@@ -76,7 +85,9 @@ def ablated(model: VisionModel, sample: Image, at: Forward) -> Float[Tensor, "ch
             here[torch.arange(len(part)), part] = 0
             return put(activation, here)
 
-        with model.edit({at.site: ablate}):
+        # two edits where the site can't hold more examples than the layers around it
+        copies: dict[Site | str, Function] = {entry: lambda x: x.expand(len(part), *x.shape[1:])}
+        with model.edit(copies if entry != at.site else {}), model.edit({at.site: ablate}):
             return model(sample)[:, at.index]
 
     def score() -> Tensor:

@@ -28,8 +28,8 @@ def xgrad_cam(model: VisionModel, sample: Image, *, target: Target = Target(), s
         site: The layer to look at; the last one that is still a map unless given.
 
     Returns:
-        Heatmap [height, width] on the layer's grid, in logits per cell, before the paper's final ReLU. The residual says
-        how far its sum is from the class logit.
+        Heatmap [height, width] on the layer's grid, in logits per cell, before the paper's final ReLU. The residual
+        says how far its sum is from the class logit.
 
     Raises:
         Unsuitable: no such class or layer.

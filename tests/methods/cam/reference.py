@@ -1,4 +1,4 @@
-"""The tail of each architecture written out, and gradients by finite differences: slow, and nothing shared with interp."""
+"""The tail of each architecture written out, and gradients by finite differences: slow, sharing nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ CASES = [
     ("regnet", None),
     ("convnext", None),
     ("efficientnet", None),
-    ("mobilenet_v2", None),
     ("vit", None),
     ("deit", None),
     ("swin", None),
@@ -49,9 +48,7 @@ def reference(family: str, site: str | None, seed: int, sample: Image, index: in
         for part in torch.arange(len(flat)).split(256):
             step = torch.zeros(len(part), len(flat), dtype=torch.float64)
             step[torch.arange(len(part)), part] = STEP
-            up, down = (
-                tail((flat + sign * step).view(len(part), *activation.shape[1:]))[:, index] for sign in (1, -1)
-            )
+            up, down = (tail((flat + sign * step).view(len(part), *activation.shape[1:]))[:, index] for sign in (1, -1))
             slopes[part] = (up - down) / (2 * STEP)
         gradient = maps(slopes.view_as(activation))
     return Reference(maps(activation).numpy(), gradient.numpy(), base)
