@@ -20,7 +20,8 @@ GALLERY = Path(__file__).parent.parent / "assets" / "gallery"
 MAX_PIXELS = 50_000_000
 """Above this an image is refused from its header, before any memory is spent on it."""
 MAX_SIDE, MIN_SIDE, MAX_ASPECT = 1536, 8, 20
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+PIL.Image.init()  # or Pillow loads some of them only after the others have failed
 
 
 @dataclass(frozen=True)
