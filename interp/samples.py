@@ -188,7 +188,7 @@ def _png(picture: PIL.Image.Image) -> bytes:
 
 
 def _decode(data: bytes) -> PIL.Image.Image:
-    """Decode untrusted bytes: size checked from the header first, then made 8-bit RGB and upright."""
+    """Decode untrusted bytes: size checked from the header, then made 8-bit RGB and upright."""
     try:
         picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = picture.size
