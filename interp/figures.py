@@ -28,7 +28,7 @@ class Look:
     """How a map is drawn: signed or its positive part, how opaque, from which share of the scale, in which colours."""
 
     signed: bool = False
-    opacity: float = 0.75
+    opacity: float = 0.65
     threshold: float = 0.0
     colours: Colours = "viridis"
 

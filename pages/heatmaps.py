@@ -5,4 +5,5 @@ with frame.page("What does the model look at?"):
     model = workbench.load()
     if model is not None:
         bar(model)
+        workbench.notice()
         workbench.heatmaps(model)

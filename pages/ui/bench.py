@@ -13,7 +13,7 @@ from interp import Missing, Unsuitable, store, zoo
 from interp.experiment import Call, Experiment, Sample
 from interp.figures import Look
 from interp.results import Result
-from interp.samples import Target
+from interp.samples import Image, Target
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Bench:
 
 def first() -> Bench:
     """What a newcomer sees."""
-    return Bench.of(Experiment.from_url("model=photos&image=chelsea&lens=grad_cam_plus_plus"))
+    experiment = Experiment("photos", Image.gallery("cat_moose"), Call("grad_cam_plus_plus", target="cat"))
+    return Bench.of(experiment, second="hoofed animal")
 
 
 def bench() -> Bench:
@@ -128,7 +129,7 @@ def read_url() -> None:
         try:
             look = Look(
                 signed=query.get("signed") == "1",
-                opacity=_number(query.get("opacity"), 0.75),
+                opacity=_number(query.get("opacity"), Look.opacity),
                 threshold=_number(query.get("threshold"), 0.0),
                 colours=query.get("colours")
                 if query.get("colours") in ("viridis", "cividis", "blue-vermilion", "grey")

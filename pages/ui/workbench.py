@@ -13,7 +13,7 @@ from interp.figures import scale_of
 from interp.methods import METHODS
 from interp.model import VisionModel
 from interp.results import Heatmap, Table
-from interp.samples import Target
+from interp.samples import Image, Target, gallery
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import add, choose_lens
 from pages.ui.bench import bench, change, remember, restyle
@@ -372,7 +372,7 @@ def _ladder(model: VisionModel, experiment: Experiment) -> None:
         change(lens=bench().lens.but(site=None if site == str(model.last_spatial) else site))
 
     st.markdown(f"##### Through the layers ({METHODS[call.method].name}), input to output")
-    components.cards("ladder", items, chosen, "Layers", least=88, shape=picture.width / picture.height, row=True)
+    components.cards("ladder", items, chosen, "Layers", least=76, shape=picture.width / picture.height, row=True)
 
 
 def _looks() -> None:
@@ -421,6 +421,13 @@ def _looks() -> None:
                 icon=":material/close:",
                 on_click=lambda: st.session_state.pop("measured", None),
             )
+
+
+def notice() -> None:
+    """What to notice in an example of the gallery, while nothing has been changed about it."""
+    sample = bench().sample
+    if isinstance(sample, Image) and not bench().chips and (text := gallery().get(sample.reference, {}).get("notice")):
+        st.write(text)
 
 
 def load() -> VisionModel | None:
