@@ -323,7 +323,7 @@ class VisionModel(Model):
 
     def box(self, sample: Image) -> tuple[float, float, float, float]:
         """Where the input lies on the upright original: left, top, right, bottom as fractions of it."""
-        width, height = sample.picture.size
+        width, height = sample.size
         get = lambda key: getattr(self.processor, key, None)  # noqa: E731
         if not get("do_resize") and not get("do_center_crop"):
             return 0.0, 0.0, 1.0, 1.0

@@ -88,6 +88,11 @@ class Image:
         """The upright original as a Pillow image."""
         return PIL.Image.open(io.BytesIO(self.data)).convert("RGB")
 
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the header alone: decoding a photo takes longer than most methods."""
+        return PIL.Image.open(io.BytesIO(self.data)).size
+
     @property
     def object_mask(self) -> np.ndarray | None:
         """Where the object is, bool [height, width], for images that come with an exact mask."""
