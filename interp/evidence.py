@@ -120,10 +120,11 @@ def picture_after(experiment: Experiment) -> PIL.Image.Image:
     model, sample = zoo.load(experiment.model), experiment.sample
     assert isinstance(model, VisionModel) and isinstance(sample, Image)
     original = sample.picture
-    with ExitStack() as stack, model.record([Site("input")]) as recorded:
+    with ExitStack() as stack:
         for call in experiment.interventions:
             stack.enter_context(METHODS[call.method](model, sample, **call.settings))
-        model(sample)
+        with model.record([Site("input")]) as recorded:
+            model(sample)
         seen = recorded[Site("input")][0]
     pixels = model.inputs(sample)[0]
     changed = (seen - pixels).abs().amax(0) > 0

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import streamlit as st
 
-from interp import Missing, Unsuitable, store, zoo
+from interp import Unsuitable, store, zoo
 from interp.experiment import Call, Experiment, Sample
 from interp.figures import Look
 from interp.results import Result
@@ -62,6 +62,7 @@ def bench() -> Bench:
 
 def change(**fields: Any) -> None:
     """Put something else on the bench; the old state can be come back to."""
+    st.session_state.pop("problem", None)
     new = dataclasses.replace(bench(), **fields)
     if new != bench():
         st.session_state["undo"] = [*st.session_state.get("undo", []), bench()][-50:]
@@ -143,7 +144,6 @@ def read_url() -> None:
             st.session_state["opened"] = experiment.digest
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
-            st.session_state["missing"] = isinstance(problem, Missing)
     if "bench" not in st.session_state:
         st.session_state["bench"] = first()
 

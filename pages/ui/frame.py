@@ -17,7 +17,7 @@ STYLE = Path(__file__).parents[2] / "assets" / "theme.css"
 
 @contextmanager
 def page(title: str) -> Iterator[None]:
-    """What is inside is a page of the app: it gets the bench from the URL, and the URL gets what the bench is in the end."""
+    """What is inside is a page: it gets the bench from the URL, and the URL gets what the bench is in the end."""
     if PagesManager.uses_pages_directory:
         # A folder named pages makes Streamlit run the first page that anyone asks for by itself, without app.py.
         PagesManager.uses_pages_directory = False
@@ -26,14 +26,9 @@ def page(title: str) -> Iterator[None]:
     jobs.begin()
     read_url()
     st.title(title)
-    problem_banner()
+    banner = st.empty()
     yield
-    problem_banner()
+    if problem := st.session_state.get("problem"):
+        banner.warning(problem.replace("$", "\\$"), icon=":material/info:")
     write_url()
     jobs.end()
-
-
-def problem_banner() -> None:
-    """Say once what could not be done."""
-    if problem := st.session_state.pop("problem", None):
-        st.warning(problem.replace("$", "\\$"), icon=":material/info:")

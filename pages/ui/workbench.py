@@ -92,23 +92,28 @@ def _heroes(experiment: Experiment, first: str, changed: bool) -> None:
         found.append(row)
     if waiting:
         _waiting([version for each in pairs for version in ([each.before(), each] if changed else [each])])
-    maps = [result for row in found for result in row if result is not None]
-    scale = scale_of(*maps) if maps else 1.0
     only = changed and st.session_state.get("only-difference", False)
-    for index, (each, row) in enumerate(zip(pairs, found, strict=True)):
-        _row(index, each, row, scale, changed, only)
-    if maps and found[0][-1] is not None:
+    # without a change, two classes stand side by side; with one, each class has its own before | after | difference
+    places = st.columns(len(pairs)) if not changed and len(pairs) > 1 else [st.container() for _ in pairs]
+    for index, (place, each, row) in enumerate(zip(places, pairs, found, strict=True)):
+        with place:
+            _row(index, each, row, changed, only)
+    shown = found[0][-1]
+    if shown is not None:
         remember(pairs[0])
-        show.strip(pairs[0], found[0][-1])
-        if found[0][-1].note:
-            st.info(found[0][-1].note, icon=":material/info:")
+        show.strip(pairs[0], shown)
+        if shown.note:
+            st.info(shown.note, icon=":material/info:")
         with st.container(horizontal=True, gap="small", vertical_alignment="center"):
             if changed:
                 st.toggle("Difference only", key="only-difference")
             with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
                 share.explain(METHODS[experiment.lens.method])
             with st.popover("Download", icon=":material/download:", type="tertiary"):
-                share.downloads(pairs[0], found[0][-1], show.picture_of(pairs[0]), bench().look, scale, "hero")
+                picture = show.picture_of(pairs[0])
+                share.downloads(
+                    pairs[0], shown, picture, bench().look, scale_of(*(each for each in found[0] if each)), "hero"
+                )
 
 
 def _result(experiment: Experiment) -> Any:
@@ -120,10 +125,9 @@ def _result(experiment: Experiment) -> Any:
         return None
 
 
-def _row(
-    index: int, experiment: Experiment, row: list[Heatmap | None], scale: float, changed: bool, only: bool
-) -> None:
+def _row(index: int, experiment: Experiment, row: list[Heatmap | None], changed: bool, only: bool) -> None:
     look, name = bench().look, METHODS[experiment.lens.method].name
+    scale = scale_of(*(each for each in row if each is not None))
     versions = [("Before", experiment.before()), ("After", experiment)] if changed else [("", experiment)]
     panels: list[tuple[str, Experiment, Heatmap | None]] = [
         (text, version, result) for (text, version), result in zip(versions, row, strict=True)
