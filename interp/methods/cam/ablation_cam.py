@@ -6,7 +6,7 @@ from interp.hooks import Function
 from interp.method import Paper, lens
 from interp.methods.cam._channels import Forward, activations, heatmap, put, width
 from interp.model import VisionModel
-from interp.progress import track
+from interp.progress import spent, track
 from interp.results import Heatmap
 from interp.samples import Image, Target
 from interp.sites import HEADED, Site
@@ -23,12 +23,18 @@ BYTES = 64 * 2**20
 """How much the ablated copies of the activation may take at once."""
 
 
+def behind(model: VisionModel, site: Site) -> float:
+    """The share of a forward that runs for every channel: what lies behind the place where one example becomes many."""
+    entry = first_copied(site)
+    if entry.kind == "input" or entry.layer is None:
+        return 1.0
+    return 1 - (entry.layer + (entry.kind in ("stage", "resid_post"))) / model.layers
+
+
 def cost(model: VisionModel, site: Site | None, **_: object) -> tuple[float, float]:
-    """In forwards: the layers up to the site run once a batch of channels, only those behind it for each channel."""
+    """In whole forwards: the layers before the site run once, those behind it once for each channel."""
     site = model.resolve(site or model.last_spatial)
-    sites = model.spatial_sites()
-    after = len(sites) - sites.index(site) - (0 if site.kind == "resid_pre" else 1) if site in sites else len(sites)
-    return 4 + width(model, site) * after / len(sites), 0
+    return 2 + width(model, site) * behind(model, site), 0
 
 
 @lens("Ablation-CAM", PAPER, cost=cost)
@@ -76,7 +82,7 @@ def first_copied(site: Site) -> Site:
 def ablated(model: VisionModel, sample: Image, at: Forward) -> Float[Tensor, "channel"]:
     """The class logit with each channel set to zero in turn."""
     maps, count = model.grid(at.site), len(at.activation)
-    entry = first_copied(at.site)
+    entry, share = first_copied(at.site), behind(model, at.site)
     batch = max(1, BYTES // max(1, at.activation.numel() * at.activation.element_size()))
 
     def without(part: Tensor) -> Tensor:
@@ -88,7 +94,9 @@ def ablated(model: VisionModel, sample: Image, at: Forward) -> Float[Tensor, "ch
         # two edits where the site can't hold more examples than the layers around it
         copies: dict[Site | str, Function] = {entry: lambda x: x.expand(len(part), *x.shape[1:])}
         with model.edit(copies if entry != at.site else {}), model.edit({at.site: ablate}):
-            return model(sample)[:, at.index]
+            logits = model(sample)
+        spent(forwards=1 + (share - 1) * len(part))  # the model counts examples, but they shared the layers before
+        return logits[:, at.index]
 
     def score() -> Tensor:
         parts = torch.arange(count, device=at.activation.device).split(batch)

@@ -61,3 +61,12 @@ def test_put_is_the_inverse_of_grid(family):
         with model.record([site]) as recorded:
             model(sample)
         assert torch.equal(put(recorded[site], model.grid(site)(recorded[site])), recorded[site])
+
+
+def test_only_the_layers_behind_the_site_count_for_each_channel():
+    model, sample = tiny.vision("vit"), tiny.image()
+    for site, share in (("resid_pre.2", 1 / 3), ("resid_post.0", 2 / 3), ("z.1", 2 / 3), ("embed", 1)):
+        model.forget()
+        found = ablation_cam(model, sample, target=1, site=site)
+        assert found.forwards == pytest.approx(2 + 16 * share), site
+        assert ablation_cam.estimate(model, {"site": site})[0] == pytest.approx(found.forwards)
