@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import re
 import reprlib
 import textwrap
@@ -307,14 +308,19 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
         return value if good else _refuse(what, "a text", value)
     if base in (int, float):
         whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
-        if isinstance(value, bool) or not isinstance(value, Real | float) or (base is int and not whole):
+        if isinstance(value, bool) or not isinstance(value, Real) or (base is int and not whole):
             return _refuse(what, "a whole number" if base is int else "a number", value)
-        if not -1e300 < value < 1e300:  # type: ignore[operator]
+        try:
+            number = int(value) if isinstance(value, Integral) else float(value)  # numpy's numbers too
+            finite = math.isfinite(number)
+        except OverflowError:  # an int beyond any float
+            finite = False
+        if not finite:
             return _refuse(what, "a finite number", value)
         for mark in marks:
-            if isinstance(mark, Range) and not mark.low <= value <= mark.high:  # type: ignore[operator]
+            if isinstance(mark, Range) and not mark.low <= number <= mark.high:
                 return _refuse(what, f"a number from {mark.low:g} to {mark.high:g}", value)
-        return base(value)
+        return base(number)
     if base in SAMPLES and isinstance(value, base):
         return value
     return _refuse(what, getattr(base, "__name__", str(base)), value)

@@ -132,10 +132,9 @@ class Prompt:
     text: str
 
     def __post_init__(self) -> None:
+        _check(self.text)
         if not self.text.strip():
             raise Unsuitable("The prompt is empty; type a few words.")
-        if self.text != self.text.encode(errors="replace").decode():
-            raise Unsuitable("The prompt holds half a character (a lone surrogate); type it again.")
         if len(self.text) > 10_000:
             raise Unsuitable(f"The prompt has {len(self.text):,} characters; the limit is 10,000.")
 
@@ -149,6 +148,9 @@ class PromptPair:
     answer: str
     foil: str
 
+    def __post_init__(self) -> None:
+        _check(self.clean, self.corrupted, self.answer, self.foil)
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -156,6 +158,9 @@ class Contrast:
 
     positive: tuple[str, ...]
     negative: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check(*self.positive, *self.negative)
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,16 @@ class TextSet:
     """Several texts."""
 
     texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check(*self.texts)
+
+
+def _check(*texts: Any) -> None:
+    for text in texts:
+        # lone surrogates, which JSON can carry, have no place in a hash, a file or a tokenizer
+        if not isinstance(text, str) or text != text.encode(errors="replace").decode():
+            raise Unsuitable("A prompt is a text of whole characters; type it again.")
 
 
 @lru_cache(1)

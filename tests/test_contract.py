@@ -1,0 +1,412 @@
+"""What must always hold, over every method and every tiny model that it serves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import sys
+import threading
+import typing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from interp import Unsuitable, hooks, progress
+from interp.experiment import Call
+from interp.method import Method
+from interp.methods import METHODS
+from interp.model import VisionModel
+from interp.results import Heatmap, Result
+from interp.samples import Image, Prompt
+from tests import tiny
+from tests.acting import IDENTITY, INTERVENTIONS, LENSES, acting
+from tests.state import state
+
+FAMILIES = [*tiny.VISION, *tiny.LANGUAGE]
+
+REFUSALS: dict[str, set[str]] = {
+    # CAM is defined for a network that ends in average pooling and one linear layer, with no norm between them
+    "cam": {
+        "convnext", "convnextv2", "vit", "deit", "dinov2", "dinov2_with_registers", "beit", "swin", "swinv2",
+    },
+    # LeGrad reads attention, and its class token or pooling
+    "legrad": {
+        "resnet", "resnet_bottleneck", "regnet", "convnext", "convnextv2", "efficientnet", "mobilenet_v2", "swin",
+        "swinv2",
+    },
+}  # fmt: skip
+"""The models of the right kind that a method refuses: written down, so that none grows unseen."""
+
+
+def made(family: str) -> Any:
+    return tiny.vision(family) if family in tiny.VISION else tiny.language(family)
+
+
+def sample(model: Any, seed: int = 0) -> Any:
+    return tiny.image(seed) if isinstance(model, VisionModel) else Prompt("The cat sat on the mat")
+
+
+def serves(key: str, model: Any) -> bool:
+    return isinstance(model, METHODS[key].model_type) and METHODS[key].refuses(model) is None
+
+
+PAIRS = [
+    pytest.param(key, family, id=f"{key}-{family}")
+    for key in METHODS
+    for family in FAMILIES
+    if (family in tiny.VISION) == (METHODS[key].model_type is VisionModel) and family not in REFUSALS.get(key, ())
+]
+PLAIN = [pair for pair in PAIRS if pair.values[0] in LENSES]
+CHANGING = [pair for pair in PAIRS if pair.values[0] in INTERVENTIONS]
+
+
+# -------------------------------------------------------------------------------------------------- 1: it runs everywhere
+
+
+def test_the_table_of_refusals_is_complete() -> None:
+    found: dict[str, set[str]] = {}
+    for key, method in METHODS.items():
+        for family in FAMILIES:
+            model = made(family)
+            if isinstance(model, method.model_type) and (reason := method.refuses(model)):
+                assert reason.endswith(".") and len(reason) < 300, reason
+                found.setdefault(key, set()).add(family)
+                with pytest.raises(Unsuitable):
+                    method(model, sample(model))
+    assert found == {key: families for key, families in REFUSALS.items() if key in METHODS}
+
+
+def test_models_of_the_other_kind_are_refused() -> None:
+    for method in METHODS.values():
+        other = made("gpt2" if method.model_type is VisionModel else "resnet")
+        with pytest.raises(Unsuitable, match="needs"):
+            method(other, sample(other))
+
+
+@pytest.mark.parametrize(("key", "family"), PLAIN)
+def test_a_lens_gives_what_it_is_annotated_to_give_and_leaves_everything_as_it_was(key: str, family: str) -> None:
+    model, method = made(family), METHODS[key]
+    model.forget()
+    before = state(model)
+    result = method(model, sample(model))
+    assert isinstance(result, typing.get_origin(method.returns) or method.returns) and isinstance(result, Result)
+    assert result.method == key and result.forwards + result.backwards > 0
+    assert state(model) == before
+    for name, array in result.arrays().items():
+        assert isinstance(array, np.ndarray) and np.isfinite(array).all(), name
+    with np.load(io.BytesIO(result.to_npz()), allow_pickle=False) as archive:
+        assert result.reproduces({name: archive[name] for name in archive.files if name != "facts"})
+    json.loads(result.to_json(), parse_constant=lambda _: pytest.fail("not JSON"))
+    if isinstance(result, Heatmap):
+        assert result.values.dtype == np.float64 and result.units and result.site and result.target in model.labels
+        assert result.at_input().shape == model.input_size and result.box == model.box(sample(model))
+    for value in dataclasses.asdict(result).values():
+        assert not isinstance(value, Tensor)
+
+
+# -------------------------------------------------------------------------------------------- 2: the same call, twice
+
+
+@pytest.mark.parametrize(("key", "family"), PLAIN)
+def test_the_same_call_gives_equal_results_cached_or_not(key: str, family: str) -> None:
+    model, method = made(family), METHODS[key]
+    model.forget()
+    first = method(model, sample(model))
+    cached = method(model, sample(model))
+    method(model, sample(model, 1))
+    model.forget()
+    torch.manual_seed(7)  # whatever the process has drawn
+    again = method(model, sample(model))
+    assert first == cached == again
+
+
+BATCHED = [key for key in LENSES if {"BATCH", "BYTES"} & set(vars(sys.modules[METHODS[key].function.__module__]))]
+
+
+@pytest.mark.parametrize("family", ["resnet", "convnext", "vit", "swin"])
+@pytest.mark.parametrize("key", BATCHED)
+def test_the_size_of_batches_changes_nothing_beyond_rounding(
+    key: str, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, method = made(family), METHODS[key]
+    module, results = sys.modules[method.function.__module__], []
+    for size in (1, 3, 64):
+        for name, value in (("BATCH", size), ("BYTES", size * 5000)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+        model.forget()
+        results.append(method(model, sample(model)))
+    for other in results[1:]:
+        assert other.reproduces(results[0].arrays(), 1e-4)
+
+
+# -------------------------------------------------------------------- 3: as it was, after exceptions and cancels too
+
+
+@pytest.mark.parametrize(("key", "family"), PAIRS)
+def test_an_exception_in_the_middle_leaves_everything_as_it_was(key: str, family: str) -> None:
+    model = made(family)
+    before = state(model)
+    for count in (1, 2, 5):
+        left = [count]
+
+        def fail(value: Tensor, left: list[int] = left) -> Tensor:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise ZeroDivisionError
+            return value
+
+        with contextlib.suppress(ZeroDivisionError), model.edit({model.sites()[-1]: fail}):
+            _do(key, model)
+        assert state(model) == before
+
+
+@pytest.mark.parametrize(("key", "family"), PAIRS)
+def test_a_cancel_in_the_middle_leaves_everything_as_it_was(key: str, family: str) -> None:
+    model = made(family)
+    before = state(model)
+    cancel = threading.Event()
+    cancel.set()
+    model.forget()
+    with progress.watch(cancel=cancel), pytest.raises(progress.Cancelled):
+        _do(key, model, seed=2)
+    assert state(model) == before
+    for count in (1, 3):
+        left = [count]
+
+        def stop(_: progress.Progress, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise KeyboardInterrupt
+
+        model.forget()
+        with progress.watch(stop), contextlib.suppress(KeyboardInterrupt):
+            _do(key, model)
+        assert state(model) == before
+    model.forget()
+    assert _do(key, model) is not None
+
+
+def _do(key: str, model: Any, seed: int = 0) -> Any:
+    """Look through the lens, or at the logits after the intervention."""
+    if key in LENSES:
+        return METHODS[key](model, sample(model, seed))
+    with METHODS[key](model, sample(model, seed), **acting(model)[key]):
+        return model(sample(model, seed))
+
+
+# --------------------------------------------------------------------------------------------------- 4: interventions
+
+
+def test_every_intervention_has_settings_here() -> None:
+    assert set(INTERVENTIONS) == set(IDENTITY) == set(acting(made("resnet")))
+
+
+@pytest.mark.parametrize(("key", "family"), CHANGING)
+def test_an_intervention_acts_and_undoes_itself(key: str, family: str) -> None:
+    model = made(family)
+    given = sample(model)
+    plain, before = model(given), state(model)
+    results = []
+    for _ in range(2):
+        with METHODS[key](model, given, **acting(model)[key]):
+            assert hooks.in_force() and not any(isinstance(call, hooks.Raw) for call in hooks.in_force())
+            results.append(model(given))
+        assert torch.equal(model(given), plain) and state(model) == before and hooks.in_force() == ()
+    assert torch.equal(*results) and not torch.equal(results[0], plain) and results[0].isfinite().all()
+    with pytest.raises(ZeroDivisionError), METHODS[key](model, given, **acting(model)[key]):
+        raise ZeroDivisionError
+    assert torch.equal(model(given), plain) and state(model) == before
+
+
+@pytest.mark.parametrize(("key", "family"), CHANGING)
+def test_at_its_identity_setting_nothing_is_entered(key: str, family: str) -> None:
+    model = made(family)
+    given = sample(model)
+    plain = model(given)
+    with METHODS[key](model, given, **IDENTITY[key]):
+        assert hooks.in_force() == () and not hooks._PLAN.get() and model.network is model._network
+        assert torch.equal(model(given), plain)
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit", "swin"])
+def test_every_lens_after_every_intervention(family: str) -> None:
+    """Each result is of the changed model, however the captures of the unchanged one are kept."""
+    model = made(family)
+    given = sample(model)
+    for change in INTERVENTIONS:
+        if not serves(change, model):
+            continue
+        for lens in LENSES:
+            if not serves(lens, model):
+                continue
+            model.forget()
+            plain = METHODS[lens](model, given)
+            with METHODS[change](model, given, **acting(model)[change]):
+                after = METHODS[lens](model, given)
+            assert METHODS[lens](model, given) == plain
+            model.forget()
+            with METHODS[change](model, given, **acting(model)[change]):
+                assert METHODS[lens](model, given) == after, (change, lens)
+            assert METHODS[lens](model, given) == plain and after != plain, (change, lens)
+
+
+@pytest.mark.parametrize(("key", "family"), PLAIN)
+def test_no_lens_changes_what_another_has_captured(key: str, family: str) -> None:
+    model = made(family)
+    model.forget()
+    METHODS[key](model, sample(model))
+    kept = {name: _copied(value) for name, (value, _) in model._cache.items()}
+    METHODS[key](model, sample(model))
+    for name, value in kept.items():
+        if name in model._cache:
+            assert _equal(model._cache[name][0], value), name
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        assert not value.requires_grad and value.grad_fn is None, "captures are detached"
+        return value.clone()
+    return tuple(map(_copied, value)) if isinstance(value, tuple) else value
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor):
+        return torch.equal(left, right)
+    return all(map(_equal, left, right)) if isinstance(left, tuple) else bool(left == right)
+
+
+# ------------------------------------------------------------------------------------------- 7: progress and estimates
+
+
+PARTIAL = ("ablation_cam",)
+"""These run only what lies above the layer for each example, which the estimate counts in parts and the meter whole."""
+
+
+@pytest.mark.parametrize(("key", "family"), [pair for pair in PLAIN if pair.values[1] in ("resnet", "vit", "gpt2")])
+def test_the_cost_is_what_was_said_beforehand(key: str, family: str) -> None:
+    model, method = made(family), METHODS[key]
+    estimate = method.estimate(model, {})
+    if estimate is None or key in PARTIAL:
+        return
+    model.inputs(sample(model))
+    model.forget()
+    result = method(model, sample(model))
+    forwards, backwards = estimate
+    assert result.forwards <= forwards * 1.05 + 2 and result.backwards <= backwards * 1.05 + 2, (estimate, result)
+    # an estimate far too high would keep people from pressing the button
+    assert result.forwards >= forwards * 0.3 - 2 and result.backwards >= backwards * 0.3 - 2, (estimate, result)
+
+
+@pytest.mark.parametrize(("key", "family"), [pair for pair in PLAIN if pair.values[1] in ("resnet", "vit")])
+def test_long_work_reports_its_progress(key: str, family: str) -> None:
+    model, seen = made(family), list[progress.Progress]()
+    model.forget()
+    with progress.watch(seen.append):
+        result = METHODS[key](model, sample(model))
+    if result.forwards > 64 or result.backwards > 64:
+        assert len(seen) >= 3 and seen[-1].done == seen[-1].total and seen[0].done == 0
+        assert all(each.label for each in seen)
+
+
+# ----------------------------------------------------------------------------------------------------- 8: documentation
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_a_method_says_what_it_does_with_which_assumptions_and_where_it_was_published(key: str) -> None:
+    method = METHODS[key]
+    assert isinstance(method, Method) and method.key == key == method.function.__name__
+    assert method.function.__module__ == f"interp.methods.{method.family}.{key}"
+    doc = method.doc
+    assert doc.summary.endswith(".") and len(doc.summary) < 300
+    assert len(doc.formula) > 8, "the equations"
+    for section in ("Returns", "Assumes", "Misleads") if method.kind == "lens" else ("Assumes", "Misleads"):
+        assert len(doc.sections.get(section, "")) > 30, section
+    for control in method.controls:
+        assert len(control.help) > 10 and control.help.endswith("."), control.name
+        assert control.kind
+    described = {
+        line.split(":")[0] for line in doc.sections.get("Args", "").splitlines() if line[:1].strip() and ":" in line
+    }
+    assert described <= {control.name for control in method.controls}, "describes a setting that it has not"
+    paper = method.paper
+    assert (
+        paper.authors
+        and paper.title
+        and 1950 <= paper.year <= 2030
+        and paper.venue
+        and paper.url.startswith("https://")
+    )
+    assert paper.title in paper.bibtex() and paper.bibtex().count("{") == paper.bibtex().count("}")
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_the_signature_gives_the_controls(key: str) -> None:
+    method = METHODS[key]
+    parameters = list(inspect.signature(method.function).parameters.values())
+    assert [each.kind for each in parameters[:2]] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
+    assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in parameters[2:])
+    assert parameters[0].name == "model" and method.samples
+    call = Call(key)
+    assert Call.parse(str(call)) == call and not call.changed and hash(call) == hash(Call(key))
+    defaults = method.canonical({})
+    assert method.canonical(defaults) == defaults
+    if "seed" in defaults:
+        assert defaults["seed"] == 0
+
+
+# -------------------------------------------------------------------------------------------------------- 9: bad input
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_bad_settings_and_samples_get_a_sentence(key: str) -> None:
+    method = METHODS[key]
+    model = next(made(family) for family in FAMILIES if serves(key, made(family)))
+    for wrong in ("dog.jpg", None, torch.zeros(1, 3, 32, 32), 3):
+        with pytest.raises(Unsuitable):
+            method(model, wrong)
+    with pytest.raises(Unsuitable, match="no setting"):
+        method(model, sample(model), nonsense=1)
+    for control in method.controls:
+        for value in (object(), [[[]]], {"a": 1}, float("nan"), float("inf"), -(10**400), "\ud800", 1e308):
+            settings = {**(acting(model).get(key, {}) if key in INTERVENTIONS else {}), control.name: value}
+            with contextlib.suppress(Unsuitable):
+                _ = _used(method, model, settings)
+    for control in method.controls:
+        if control.kind == "site":
+            for site in ("stage.99", "resid_post.99", "z.0", "module:nowhere", "nonsense"):
+                with pytest.raises(Unsuitable):
+                    _used(method, model, {**(acting(model).get(key, {})), control.name: site})
+        if control.kind == "target":
+            for target in ("wolf", -1, 10**6, ""):
+                with pytest.raises(Unsuitable):
+                    _used(method, model, {control.name: target})
+        if control.kind == "slider" and control.range:
+            for value in (control.range.low - 1, control.range.high + 1):
+                with pytest.raises(Unsuitable):
+                    _used(method, model, {control.name: value})
+
+
+def _used(method: Method, model: Any, settings: dict[str, Any]) -> Any:
+    used = method(model, sample(model), **settings)
+    if method.kind != "intervention":
+        return used
+    with used:
+        return model(sample(model))
+
+
+def test_methods_are_called_from_a_notebook_as_the_functions_they_are() -> None:
+    from interp.methods.cam.grad_cam import grad_cam
+
+    assert grad_cam is METHODS["grad_cam"] and grad_cam.__doc__ and "Weigh" in grad_cam.__doc__
+    model, picture = tiny.vision("resnet"), tiny.image()
+    assert isinstance(picture, Image)
+    by_name, by_number = grad_cam(model, picture, target="dog"), grad_cam(model, picture, target=np.int64(1))
+    assert by_name == by_number and by_name.target == "dog"
+    assert grad_cam(model, picture, site="stage.0").values.shape != by_name.values.shape
