@@ -25,7 +25,7 @@ BYTES = 64 * 2**20
 
 def behind(model: VisionModel, site: Site) -> float:
     """The share of a forward that runs for every channel: what lies behind the place where one example becomes many."""
-    entry = first_copied(site)
+    entry = first_copied(model, site)
     if entry.kind == "input" or entry.layer is None:
         return 1.0
     return 1 - (entry.layer + (entry.kind in ("stage", "resid_post"))) / model.layers
@@ -72,17 +72,28 @@ def ablation_cam(model: VisionModel, sample: Image, *, target: Target = Target()
     return heatmap(model, sample, at, (weights[:, None, None] * at.activation).sum(0), "activation x relative drop")
 
 
-def first_copied(site: Site) -> Site:
-    """Where one example becomes many: at the site, unless it lies inside a module that reckons with one batch size."""
+def first_copied(model: VisionModel, site: Site) -> Site:
+    """Where one example becomes many: at the site, unless what it lies in reckons with one batch size."""
     if site.kind in HEADED and site.layer is not None:
         return Site("resid_pre", site.layer)
-    return Site("input") if site.kind == "module" else site
+    if site.kind != "module":
+        return site
+    path, order = str(site.path).partition(":")[0], [name for name, _ in model.network.named_modules()]
+    stages, blocks = model.parts.stages, model.parts.block_paths
+    for layer, name in reversed(list(enumerate(stages or blocks))):
+        inside = path == name or path.startswith(name + ".")
+        if inside and blocks:
+            return Site("resid_pre", layer)
+        # modules are registered in the order in which they compute
+        if not inside and order.index(path) > order.index(name):
+            return Site("stage" if stages else "resid_post", layer)
+    return Site("input")
 
 
 def ablated(model: VisionModel, sample: Image, at: Forward) -> Float[Tensor, "channel"]:
     """The class logit with each channel set to zero in turn."""
     maps, count = model.grid(at.site), len(at.activation)
-    entry, share = first_copied(at.site), behind(model, at.site)
+    entry, share = first_copied(model, at.site), behind(model, at.site)
     batch = max(1, BYTES // max(1, at.activation.numel() * at.activation.element_size()))
 
     def without(part: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from tests import tiny
 MODULE = sys.modules[ablation_cam.__module__]
 CASES = [("resnet", "stage.0"), ("resnet_bottleneck", "stage.1"), ("convnext", "stage.0"), ("efficientnet", "stage.1"),
          ("vit", "resid_pre.1"), ("dinov2", "resid_pre.2"), ("beit", "resid_pre.1"), ("swin", "stage.0"),
-         ("vit", "z.1"), ("resnet", "module:resnet.encoder.stages.1.layers.0.layer")]  # fmt: skip
+         ("vit", "z.1"), ("resnet", "module:resnet.encoder.stages.1.layers.0.layer"),
+    ("vit", "module:vit.layers.1.layernorm_before"), ("swin", "module:swin.layernorm"),
+    ("efficientnet", "module:efficientnet.encoder.blocks.1.projection")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "site"), CASES)
