@@ -25,3 +25,16 @@ def ratios(things: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
         name: statistics.median(mine / base for mine, base in zip(times, first, strict=True))
         for name, times in taken.items()
     }
+
+
+def long_ratio(unit: Callable[[], object], thing: Callable[[], object], around: int = 20) -> float:
+    """The time of something that takes minutes, run once, over the median of short runs before and after it."""
+
+    def took(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    before = [took(unit) for _ in range(around)]
+    long = took(thing)
+    return long / statistics.median(before + [took(unit) for _ in range(around)])

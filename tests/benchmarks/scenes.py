@@ -81,7 +81,8 @@ def cell(values: list[float] | None) -> str:
         return ""
     good = np.array([value for value in values if np.isfinite(value)])
     blank = len(values) - len(good)
-    text = f"{100 * good.mean():.1f} ± {100 * good.std(ddof=1) / np.sqrt(len(good)):.1f}"
+    error = good.std(ddof=1) / np.sqrt(len(good)) if len(good) > 1 else float("nan")
+    text = f"{100 * good.mean():.1f} ± {100 * error:.1f}"
     return text + (f" ({blank} blank)" if blank else "")
 
 
