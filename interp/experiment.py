@@ -113,6 +113,24 @@ class Experiment:
                 stack.enter_context(_method(call.method)(model, self.sample, **call.settings))
             return _method(self.lens.method)(model, self.sample, **self.lens.settings)
 
+    def check(self) -> None:
+        """Load the model and see that it has what the calls name, without running anything.
+
+        Raises:
+            Unsuitable: the model can't be loaded, or a method, site or class does not fit it.
+        """
+        from interp import zoo
+
+        model = zoo.load(self.model)
+        for call in (self.lens, *self.interventions):
+            if reason := _method(call.method).refuses(model):
+                raise Unsuitable(reason)
+            for value in call.settings.values():
+                if isinstance(value, Site):
+                    model.resolve(value)
+                elif isinstance(value, Target) and value.name is not None:
+                    model.class_index(value) if hasattr(model, "class_index") else model.token_index(value)
+
     def before(self) -> Experiment:
         """The same without any intervention."""
         return dataclasses.replace(self, interventions=())

@@ -139,7 +139,7 @@ def read_url() -> None:
             experiment = Experiment.from_url(
                 "&".join(_pair(key, each) for key, values in arrived.items() for each in values)
             )
-            zoo.load(experiment.model)
+            experiment.check()
             st.session_state["bench"] = Bench.of(experiment, look=look, second=query.get("second", ""))
             st.session_state["opened"] = experiment.digest
         except Unsuitable as problem:

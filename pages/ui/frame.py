@@ -9,6 +9,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
+from interp import Unsuitable
 from pages.ui import jobs
 from pages.ui.bench import read_url, write_url
 
@@ -27,7 +28,10 @@ def page(title: str) -> Iterator[None]:
     read_url()
     st.title(title)
     banner = st.empty()
-    yield
+    try:
+        yield
+    except Unsuitable as problem:
+        st.session_state["problem"] = str(problem)
     if problem := st.session_state.get("problem"):
         banner.warning(problem.replace("$", "\\$"), icon=":material/info:")
     write_url()

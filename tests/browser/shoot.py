@@ -77,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     looks = [(size, dark) for size in (DESKTOP, PHONE) for dark in (False, True)]
-    with (nullcontext() if args.port else Server(args.app)) as server, launch() as browser:
+    with nullcontext() if args.port else Server(args.app) as server, launch() as browser:
         address = f"http://127.0.0.1:{args.port}" if server is None else server.address
         for path in args.paths:
             path = "/" + path.lstrip("/")
