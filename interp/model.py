@@ -298,10 +298,11 @@ class VisionModel(Model):
         self.labels: tuple[str, ...] = tuple(str(names[index]) for index in range(len(names)))
         # what processors do to a value (rescale, offset, normalise once or twice) is affine: two points tell it
         black, white = (self._process(PIL.Image.new("RGB", (64, 64), colour)) for colour in ("black", "white"))
+        middle = black.shape[-2] // 2, black.shape[-1] // 2  # the border may be padding
         self.input_size: tuple[int, int] = (black.shape[-2], black.shape[-1])
         """height and width, in pixels, of what the processor makes (of a square image)"""
-        scale = (white - black)[0].mean((1, 2)).view(3, 1, 1)
-        self.std, self.mean = 1 / scale, -black[0].mean((1, 2)).view(3, 1, 1) / scale
+        low, high = (each[0][:, middle[0], middle[1]].view(3, 1, 1) for each in (black, white))
+        self.std, self.mean = 1 / (high - low), -low / (high - low)
         self.sites()  # looked up now, so that the check of the residual stream counts in no one's costs
 
     def inputs(self, sample: Image) -> Float[Tensor, "1 3 height width"]:

@@ -214,7 +214,7 @@ def _decode(data: bytes) -> PIL.Image.Image:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise Unsuitable(
-                f"This image has {width * height / 1e6:.0f} megapixels, more than {MAX_PIXELS / 1e6:.0f}; scale it down."
+                f"This image has {width * height / 1e6:.0f} megapixels, over {MAX_PIXELS / 1e6:.0f}; scale it down."
             )
         if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
             raise Unsuitable(

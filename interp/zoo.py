@@ -176,14 +176,14 @@ def _check_folder(folder: Path) -> None:
 
 def _check_hub(name: str, revision: str | None) -> bool:
     """Ask the hub for the files before anything is downloaded; false where it can't be asked but a copy is here."""
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         HFValidationError,
+        HTTPError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
-    )
+    )  # fmt: skip
 
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
@@ -191,7 +191,7 @@ def _check_hub(name: str, revision: str | None) -> bool:
         raise Unsuitable(
             f"Hugging Face has no model {name!r}" + (f" at {revision!r}" if revision else "") + " that is open to all."
         ) from None
-    except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as problem:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as problem:
         if _cached(name, revision):
             return False
         raise Unsuitable(
@@ -277,6 +277,9 @@ def _load(name: str, device: str | None, dtype: torch.dtype | None) -> VisionMod
         try:
             # one backend wherever this runs: torchvision's resizes to other pixels than Pillow's
             reads = reader.from_pretrained(source, **options | ({"backend": "pil"} if vision else {}))
+            # without any file of it, some families get an empty tokenizer made up
+            if not vision and 2 * len(reads) < config.vocab_size:
+                raise ValueError
         except PROBLEMS:
             what = "an image processor (preprocessor_config.json)" if vision else "a tokenizer"
             raise Unsuitable(f"{shown} comes without {what}; save it into the same folder.") from None

@@ -1,6 +1,6 @@
 """Eight threads on one model, each with interventions of its own, against one thread alone.
 
-Run by test_threads.py in a process of its own, because what goes wrong here is a crash: `python -m tests.hammer resnet`.
+Run by test_threads.py in a process of its own, as what goes wrong is a crash: `python -m tests.hammer resnet`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ PLAIN = [pair for pair in PAIRS if pair.values[0] in LENSES]
 CHANGING = [pair for pair in PAIRS if pair.values[0] in INTERVENTIONS]
 
 
-# -------------------------------------------------------------------------------------------------- 1: it runs everywhere
+# ------------------------------------------------------------------------------------------------ 1: it runs everywhere
 
 
 def test_the_table_of_refusals_is_complete() -> None:
