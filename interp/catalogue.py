@@ -28,6 +28,8 @@ def families() -> dict[str, tuple[str, str]]:
 def passes(key: str) -> tuple[float, float] | None:
     """Forwards and backwards of a method with its default settings on an embedded model that it serves."""
     for name in ("photos", "photos-vit"):
+        if name not in zoo.shelf():
+            continue
         model = zoo.load(name)
         if not METHODS[key].refuses(model):
             return METHODS[key].estimate(model, {})

@@ -25,9 +25,11 @@ def bar(model: VisionModel) -> None:
     with st.container(horizontal=True, key="bar", vertical_alignment="center", gap="small"):
         with st.popover(_short(bench().model), icon=":material/deployed_code:", help="The model"):
             _model_chip()
-        with st.popover(_short(str(bench().sample)), icon=":material/image:", help="The input"):
-            uploader("bar-upload")
-            gallery_cards("bar-gallery", least=84)
+        name = _short(str(bench().sample))
+        with _lazily(name, "input", ":material/image:", "The input", "secondary") as shown:
+            if shown.open:
+                uploader("bar-upload")
+                gallery_cards("bar-gallery", least=84)
         for index, chip in enumerate(bench().chips):
             _intervention_chip(index, chip, model)
         with st.popover(
@@ -66,11 +68,18 @@ def bar(model: VisionModel) -> None:
             help="Back one step (Ctrl+Z)",
             shortcut="Ctrl+Z",
         )
-        with st.popover("Link", icon=":material/link:", type="tertiary", help="A link that opens this view"):
-            share.link()
-        with st.popover("Code", icon=":material/code:", type="tertiary", help="The same in a notebook"):
-            st.code(bench().experiment.to_python(), language="python")
-            st.caption("Runs as shown, from a folder with Actiscope's `interp`.")
+        with _lazily("Link", "link", ":material/link:", "A link that opens this view") as shown:
+            if shown.open:  # the numbers are stored with the link when it is asked for, and not before
+                share.link()
+        with _lazily("Code", "code", ":material/code:", "The same in a notebook") as shown:
+            if shown.open:
+                st.code(bench().experiment.to_python(), language="python")
+                st.caption("Runs as shown, from a folder with Actiscope's `interp`.")
+
+
+def _lazily(label: str, key: str, icon: str, help: str, kind: Any = "tertiary") -> Any:
+    """A popover that knows whether it is open, so that what is in it is made only then."""
+    return st.popover(label, icon=icon, help=help, type=kind, key=f"popover:{key}", on_change="rerun")
 
 
 def choose_lens(key: str) -> None:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import streamlit as st
-from streamlit.runtime.pages_manager import PagesManager
 
 from interp import Unsuitable
 from pages.ui import jobs
@@ -19,10 +18,6 @@ STYLE = Path(__file__).parents[2] / "assets" / "theme.css"
 @contextmanager
 def page(title: str) -> Iterator[None]:
     """What is inside is a page: it gets the bench from the URL, and the URL gets what the bench is in the end."""
-    if PagesManager.uses_pages_directory:
-        # A folder named pages makes Streamlit run the first page that anyone asks for by itself, without app.py.
-        PagesManager.uses_pages_directory = False
-        st.rerun()
     st.html(STYLE)
     jobs.begin()
     read_url()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -260,3 +261,31 @@ def test_two_of_the_history_side_by_side(visit: Any) -> None:
     expect(page.get_by_text("Rank correlation of the two maps")).to_be_visible()
     page.get_by_role("button", name="Open").first.click()
     expect(page.get_by_role("heading", level=1)).to_have_text("What does the model look at?")
+
+
+def test_picture_and_numbers_can_be_taken_along(visit: Any, tmp_path: Path) -> None:
+    page = visit("/heatmaps?v=1&model=photos&image=chelsea&lens=grad_cam")
+    page.get_by_role("button", name="Download").click()
+    files = {}
+    for kind in ("PNG", "SVG", "NPZ", "JSON"):
+        with page.expect_download() as arriving:
+            page.get_by_role("button", name=kind, exact=False).last.click()
+        files[kind] = tmp_path / kind
+        arriving.value.save_as(files[kind])
+    picture = PIL.Image.open(files["PNG"])
+    assert max(picture.size) == 1024
+    assert files["SVG"].read_text().startswith("<svg") and "Grad" in files["SVG"].read_text()
+    stored = np.load(files["NPZ"], allow_pickle=False)["values"]
+    read = np.array(json.loads(files["JSON"].read_text())["values"])
+    assert np.allclose(stored, read, rtol=1e-5)
+    assert stored.shape == (7, 7) and stored.max() > 0
+
+
+def test_what_am_i_seeing_gives_formula_assumptions_and_citation(visit: Any) -> None:
+    page = visit("/heatmaps?v=1&model=photos&image=chelsea&lens=xgrad_cam")
+    page.get_by_role("button", name="What am I seeing?").click()
+    body = page.locator('[data-testid="stPopoverBody"]')
+    for text in ("w_k", "What it assumes", "When it misleads"):
+        expect(body.get_by_text(text).first).to_be_visible()
+    body.get_by_text("Cite (BibTeX)").click()
+    expect(body.get_by_text("@inproceedings").first).to_be_visible()
