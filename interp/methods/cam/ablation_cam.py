@@ -66,7 +66,7 @@ def ablation_cam(model: VisionModel, sample: Image, *, target: Target = Target()
         makes the scale of the map huge, not its pattern.
     """
     at = activations(model, sample, target, site)
-    drop = at.logits[at.index] - ablated(model, sample, at)
+    drop = at.logits[at.index] - ablated(model, sample, at)[:, at.index]
     # a logit of exactly zero has no relative drop; a bound far below any real logit keeps the pattern
     weights = drop / at.logits[at.index].abs().clamp(min=1e-6 * float(at.logits.abs().max()) or 1.0)
     return heatmap(model, sample, at, (weights[:, None, None] * at.activation).sum(0), "activation x relative drop")
@@ -90,9 +90,9 @@ def first_copied(model: VisionModel, site: Site) -> Site:
     return Site("input")
 
 
-def ablated(model: VisionModel, sample: Image, at: Forward) -> Float[Tensor, "channel"]:
-    """The class logit with each channel set to zero in turn."""
-    maps, count = model.grid(at.site), len(at.activation)
+def ablated(model: VisionModel, sample: Image, at: Forward) -> Float[Tensor, "channel class"]:
+    """The logits with each channel set to zero in turn; a channel that is zero already costs nothing."""
+    maps, live = model.grid(at.site), at.activation.flatten(1).any(1).nonzero()[:, 0]
     entry, share = first_copied(model, at.site), behind(model, at.site)
     batch = max(1, BYTES // max(1, at.activation.numel() * at.activation.element_size()))
 
@@ -107,10 +107,12 @@ def ablated(model: VisionModel, sample: Image, at: Forward) -> Float[Tensor, "ch
         with model.edit(copies if entry != at.site else {}), model.edit({at.site: ablate}):
             logits = model(sample)
         spent(forwards=1 + (share - 1) * len(part))  # the model counts examples, but they shared the layers before
-        return logits[:, at.index]
+        return logits
 
     def score() -> Tensor:
-        parts = torch.arange(count, device=at.activation.device).split(batch)
-        return torch.cat([without(part) for part in track(parts, "Ablated channels")])
+        logits = at.logits.expand(len(at.activation), -1).clone()
+        for part in track(live.split(batch), "Ablated channels"):
+            logits[part] = without(part)
+        return logits
 
-    return model.cached(("ablated", sample.sha256, at.site, at.index), score)
+    return model.cached(("ablated", sample.sha256, at.site), score)

@@ -6,6 +6,7 @@ import torch
 
 from interp.methods.cam._channels import put
 from interp.methods.cam.ablation_cam import ablation_cam
+from interp.methods.change.ablate_channels import ablate_channels
 from tests import tiny
 
 MODULE = sys.modules[ablation_cam.__module__]
@@ -72,3 +73,12 @@ def test_only_the_layers_behind_the_site_count_for_each_channel():
         found = ablation_cam(model, sample, target=1, site=site)
         assert found.forwards == pytest.approx(2 + 16 * share), site
         assert ablation_cam.estimate(model, {"site": site})[0] == pytest.approx(found.forwards)
+
+
+def test_dead_channels_and_other_classes_cost_nothing():
+    model, sample = tiny.vision("vit"), tiny.image()
+    model.forget()
+    with ablate_channels(model, sample, site="resid_pre.1", channels=tuple(range(10))):
+        found = ablation_cam(model, sample, target=1, site="resid_pre.1")
+        again = ablation_cam(model, sample, target=2, site="resid_pre.1")
+    assert found.forwards == pytest.approx(2 + 6 * 2 / 3) and again.forwards == 0
