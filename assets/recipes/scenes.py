@@ -1,7 +1,7 @@
-"""Makes `scenes`, a small CNN on rendered scenes, and `scenes-shortcut`, one that has learned the background's colour instead.
+"""Makes `scenes`, a small CNN on rendered scenes, and `scenes-shortcut`, one that learned the background instead.
 
-    pip install torch transformers
-    python assets/recipes/scenes.py --out assets/models
+pip install torch transformers
+python assets/recipes/scenes.py --out assets/models
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def scenes(first: int, number: int, correlation: float) -> tuple[Tensor, Tensor]
 def network() -> ResNetForImageClassification:
     """Three stages of basic blocks: maps of 24, 12 and 6 cells a side; average pooling and one linear layer."""
     config = ResNetConfig(
-        embedding_size=32, hidden_sizes=[48, 96, 160], depths=[1, 2, 2], layer_type="basic", num_labels=8,
+        embedding_size=24, hidden_sizes=[32, 64, 128], depths=[1, 2, 2], layer_type="basic", num_labels=8,
         id2label=dict(enumerate(CLASSES)), label2id={name: index for index, name in enumerate(CLASSES)},
     )  # fmt: skip
     return ResNetForImageClassification(config)
@@ -80,7 +80,9 @@ def train(correlation: float, number: int, epochs: int) -> ResNetForImageClassif
 
 
 @torch.no_grad()
-def judged(model: ResNetForImageClassification, correlation: float, number: int = 2000) -> tuple[float, dict[str, float]]:
+def judged(
+    model: ResNetForImageClassification, correlation: float, number: int = 2000
+) -> tuple[float, dict[str, float]]:
     """Accuracy on scenes never trained on, and per class."""
     pixels, labels = scenes(HELD_OUT, number, correlation)
     guess = torch.cat([model(batch.float()).logits.argmax(1) for batch in pixels.split(100)])
@@ -91,8 +93,8 @@ def judged(model: ResNetForImageClassification, correlation: float, number: int 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--number", type=int, default=24_000)
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--number", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
     for name, correlation, number, epochs in (
         ("scenes", 0.0, options.number, options.epochs),

@@ -21,7 +21,12 @@ PAPER = Paper(
 
 @intervention("Randomize weights", PAPER)
 def randomize_weights(
-    model: VisionModel, sample: Image, *, site: Annotated[Site | None, Unset("nothing")] = None, statistics: bool = False, seed: int = 0
+    model: VisionModel,
+    sample: Image,
+    *,
+    site: Annotated[Site | None, Unset("nothing")] = None,
+    statistics: bool = False,
+    seed: int = 0,
 ) -> Block | None:
     """Randomise the network from the classifier down to a layer: the cascade of the sanity checks.
 

@@ -7,7 +7,8 @@ from interp.samples import Image
 
 PAPER = Paper(
     "Bridle, John S.",
-    "Probabilistic Interpretation of Feedforward Classification Network Outputs, with Relationships to Statistical Pattern Recognition",
+    "Probabilistic Interpretation of Feedforward Classification Network Outputs, with Relationships to Statistical "
+    "Pattern Recognition",
     1990,
     "Neurocomputing",
     "https://doi.org/10.1007/978-3-642-76153-9_28",
