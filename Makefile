@@ -39,6 +39,7 @@ types: $(DEV)  ## mypy
 
 bench: $(DEV)  ## the measurements, one thread (after `make peers`, beside other libraries)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -s -m bench
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m tests.benchmarks.speed
 
 peers: $(PEERS)  ## install the libraries that the benchmarks compare with, into .venv-bench
 
