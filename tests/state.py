@@ -44,9 +44,7 @@ def state(model: Model) -> dict[str, Any]:
         "numpy": repr(np.random.get_state(legacy=False)),
         "python": random.getstate(),
         "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()),
-        "context": {
-            variable.name: id(context[variable]) for variable in OURS if context.get(variable)
-        },
+        "context": {variable.name: id(context[variable]) for variable in OURS if context.get(variable)},
         "attention": network.config._attn_implementation,
     }
 

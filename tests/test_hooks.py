@@ -157,7 +157,8 @@ def test_whole_and_head_edits_of_one_site_keep_their_order() -> None:
     with (
         model.edit({"z.1.2": lambda x: x + 1}),
         model.edit({"z.1": lambda x: x * 2}),
-        model.edit({"z.1.2": lambda x: x - 5}),model.record(["z.1"]) as recorded
+        model.edit({"z.1.2": lambda x: x - 5}),
+        model.record(["z.1"]) as recorded,
     ):
         model(IDS)
     expected = plain["z.1"] * 2
