@@ -1,7 +1,7 @@
 """The photos that the recipes train on, read from two files; where they come from publicly is said in `SOURCES`.
 
-`tinyimagenet30_64.npz` and `caltech101_112.npz` hold, without pickles: `x` all JPEG bytes one after another, `off` where each
-begins (n + 1), `y` the class, `box` x0 y0 x1 y1 in pixels or -1, `split` (0 train, 1 validation), `names` of the classes.
+The files hold, without pickles: `x` all JPEG bytes one after another, `off` where each begins (n + 1), `y` the class,
+`box` x0 y0 x1 y1 in pixels or -1, `split` (0 train, 1 validation), `names` of the classes.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import numpy as np
 import PIL.Image
 
 SOURCES = {
-    "tinyimagenet30_64.npz": "Tiny ImageNet (Stanford CS231n), its 200 classes merged into 30; ImageNet terms, for research",
-    "caltech101_112.npz": "Caltech-101 (Li, Andreeto, Ranzato, Perona 2022), short side 112 px; CC BY 4.0; every tenth held out",
+    "tinyimagenet30_64.npz": "Tiny ImageNet (CS231n), its 200 classes merged into 30; ImageNet terms, for research",
+    "caltech101_112.npz": "Caltech-101 (Li, Andreeto, Ranzato, Perona 2022) at 112 px, every tenth held out; CC BY 4.0",
 }
 
 # Classes of Caltech-101 that belong to one of the 30, and those that make classes of their own.
 CALTECH = {
     "dog": "dalmatian", "cat": "garfield", "big cat": "Leopards cougar_body cougar_face wild_cat", "bear": "panda",
-    "elephant": "elephant", "hoofed animal": "gerenuk llama okapi", "bird": "emu flamingo flamingo_head ibis pigeon rooster",
+    "elephant": "elephant", "hoofed animal": "gerenuk llama okapi",
+    "bird": "emu flamingo flamingo_head ibis pigeon rooster",
     "fish": "bass", "butterfly": "butterfly", "insect": "ant dragonfly mayfly", "car": "car_side",
     "boat": "ferry ketch schooner", "tower": "minaret", "fruit": "strawberry", "pizza": "pizza", "ball": "soccer_ball",
     "umbrella": "umbrella", "teapot": "ewer",
-    "airplane": "airplanes", "motorbike": "Motorbikes", "person": "Faces Faces_easy", "flower": "sunflower lotus water_lilly",
-    "clock": "watch", "chair": "chair windsor_chair", "musical instrument": "accordion electric_guitar grand_piano mandolin saxophone euphonium",
-    "helicopter": "helicopter",
+    "airplane": "airplanes", "motorbike": "Motorbikes", "person": "Faces Faces_easy",
+    "flower": "sunflower lotus water_lilly",
+    "clock": "watch", "chair": "chair windsor_chair",
+    "musical instrument": "accordion electric_guitar grand_piano mandolin saxophone euphonium", "helicopter": "helicopter",
 }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """image: uint8 [96, 96, 3]. label: number of the class. mask: bool [96, 96], the pixels at least half covered by the
+    """image: uint8 [96, 96, 3]. label: number of the class. mask: bool [96, 96], pixels at least half covered by the
     target; coverage: the share of each pixel that it covers. objects: the masks of all things, the target first."""
 
     image: np.ndarray
