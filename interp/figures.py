@@ -55,7 +55,7 @@ def overlay(values: np.ndarray, scale: float, look: Look) -> np.ndarray:
     """Colours and opacity [height, width, 4], uint8, of a map: transparent where it says nothing, or is not defined."""
     shown = np.nan_to_num(values / scale).clip(-1, 1)
     if look.signed:
-        colours = look.colours if look.colours in ("blue-vermilion", "grey") else "blue-vermilion"
+        colours: str = look.colours if look.colours in ("blue-vermilion", "grey") else "blue-vermilion"
         strength, index = np.abs(shown), (shown + 1) / 2
     else:
         colours, strength = look.colours, shown.clip(0, 1)

@@ -26,10 +26,12 @@ CALTECH = {
     "fish": "bass", "butterfly": "butterfly", "insect": "ant dragonfly mayfly", "car": "car_side",
     "boat": "ferry ketch schooner", "tower": "minaret", "fruit": "strawberry", "pizza": "pizza", "ball": "soccer_ball",
     "umbrella": "umbrella", "teapot": "ewer",
-    "airplane": "airplanes", "motorbike": "Motorbikes", "person": "Faces Faces_easy",
+    "airplane": "airplanes",
+    "motorbike": "Motorbikes", "person": "Faces Faces_easy",
     "flower": "sunflower lotus water_lilly",
     "clock": "watch", "chair": "chair windsor_chair",
-    "musical instrument": "accordion electric_guitar grand_piano mandolin saxophone euphonium", "helicopter": "helicopter",
+    "musical instrument": "accordion electric_guitar grand_piano mandolin saxophone euphonium",
+    "helicopter": "helicopter",
 }  # fmt: skip
 
 
