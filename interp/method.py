@@ -312,7 +312,8 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
             return _refuse(what, "a whole number" if base is int else "a number", value)
         try:
             number = int(value) if isinstance(value, Integral) else float(value)  # numpy's numbers too
-            finite = math.isfinite(number)
+            # torch's generators and indices take 64 bits
+            finite = math.isfinite(number) and (base is float or -(2**63) <= number < 2**63)
         except OverflowError:  # an int beyond any float
             finite = False
         if not finite:
