@@ -23,7 +23,7 @@ from scene_generator import Scene, make_scene
 
 LONGEST = 1024
 NOTICE = {
-    "cat_moose": "One photo, two questions: the map moves from the cat to the moose with the class that is asked about.",
+    "cat_motorcycle": "One picture, two questions: the map moves from the cat to the motorcycle with the class asked about.",
     "shortcut_kept": "The model says square, and is right for the wrong reason: what it looks at is the background's colour.",
     "shortcut_broken": "The same square on another class's colour: the answer follows the background, not the shape.",
     "scene_pair_a": "Its twin in the gallery differs in nothing but the shape; compare where the two maps lie.",
@@ -83,8 +83,8 @@ def photo(name: str, folder: Path) -> PIL.Image.Image:
 
 
 def beside(left: PIL.Image.Image, right: PIL.Image.Image, height: int = 420) -> PIL.Image.Image:
-    """Two photos side by side, each cut to a 4:5 portrait around its middle."""
-    width = round(height * 0.9)
+    """Two photos side by side, each cut around its middle to the same size."""
+    width = round(height * 1.05)
     both = PIL.Image.new("RGB", (2 * width, height))
     for index, each in enumerate((left, right)):
         scale = max(width / each.width, height / each.height)
@@ -109,9 +109,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
     pictures = {entry[0]: photo(entry[0], options.photos) for entry in PHOTOS}
-    pair = ("cat_moose", "Cat and moose", "A cat's face at the left, a moose in a meadow at the right, side by side",
-            "Stefan van der Walt; Ryan Hagerty", "CC0 and public domain", "the two photos of this gallery, side by side")  # fmt: skip
-    pictures["cat_moose"] = beside(pictures["chelsea"], pictures["moose"])
+    pair = ("cat_motorcycle", "Cat and motorcycle", "A cat's face at the left, a red motorcycle at the right, side by side",
+            "see chelsea and motorcycle", "as the two photos", "two photos of this gallery, side by side")  # fmt: skip
+    pictures["cat_motorcycle"] = beside(pictures["chelsea"], pictures["motorcycle"])
     for name, title, alt, author, licence, source in (pair, *PHOTOS):
         picture = pictures[name]
         picture.thumbnail((LONGEST, LONGEST), PIL.Image.Resampling.LANCZOS)

@@ -52,8 +52,8 @@ class Bench:
 
 def first() -> Bench:
     """What a newcomer sees."""
-    experiment = Experiment("photos", Image.gallery("cat_moose"), Call("grad_cam_plus_plus", target="cat"))
-    return Bench.of(experiment, second="hoofed animal")
+    experiment = Experiment("photos", Image.gallery("cat_motorcycle"), Call("grad_cam_plus_plus", target="cat"))
+    return Bench.of(experiment, second="motorbike")
 
 
 def bench() -> Bench:

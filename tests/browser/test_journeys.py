@@ -97,7 +97,7 @@ def test_a_slider_step_is_shown_in_time(visit: Any) -> None:
 
 
 def test_a_click_on_a_guess_explains_that_class_and_shift_click_shows_it_beside(visit: Any) -> None:
-    page = visit("/heatmaps?v=1&model=photos&image=cat_moose&lens=grad_cam")
+    page = visit("/heatmaps?v=1&model=photos&image=cat_motorcycle&lens=grad_cam")
     second = page.locator(".guess").nth(1)
     label = second.locator(".name").inner_text()
     second.click()
