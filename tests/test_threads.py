@@ -1,9 +1,8 @@
 """Any number of threads on one model: the same bits as one alone, no crash, nothing left behind, cancels at once.
 
-What was found about bits: the answers of eight threads equal those of one with one, two or four intra-op threads
-(torch gives a new Python thread the process's number of them, and splits its loops by that number alone, not by how
-busy the cores are). Another *number* does change the last bits, so a server sets it once, by OMP_NUM_THREADS, before
-it answers anyone.
+What was found about bits: the answers of eight threads equal those of one with one and with two intra-op threads. Torch
+gives a new Python thread the process's number of them, and splits its loops by that number alone, not by how busy the
+cores are.
 """
 
 from __future__ import annotations
