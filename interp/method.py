@@ -139,19 +139,22 @@ def _unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class Doc:
-    """A method's docstring, taken apart."""
+    """A docstring taken apart: the first sentence, the indented equations, the prose about them, the sections."""
 
     summary: str
     formula: str
+    remarks: str
     sections: Mapping[str, str]
 
     @staticmethod
     def of(function: Callable[..., Any]) -> Doc:
         text = inspect.getdoc(function) or ""
         head, *rest = re.split(r"^(Args|Returns|Raises|Assumes|Misleads):\n", text, flags=re.MULTILINE)
-        summary, _, formula = head.strip().partition("\n\n")
+        summary, *paragraphs = head.strip("\n").rstrip().split("\n\n")
+        formula = [textwrap.dedent(each) for each in paragraphs if each.startswith("    ")]
+        remarks = [" ".join(each.split()) for each in paragraphs if not each.startswith("    ")]
         sections = {name: textwrap.dedent(body).strip() for name, body in zip(rest[::2], rest[1::2], strict=True)}
-        return Doc(" ".join(summary.split()), formula.strip(), sections)
+        return Doc(" ".join(summary.split()), "\n\n".join(formula), "\n\n".join(remarks), sections)
 
     def help(self, name: str) -> str:
         match = re.search(rf"^{name}: (.*?)(?=^\w+: |\Z)", self.sections.get("Args", ""), re.MULTILINE | re.DOTALL)

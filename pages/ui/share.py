@@ -72,7 +72,9 @@ def explain(method: Method) -> None:
     doc = method.doc
     st.markdown(f"**{method.name}.** {doc.summary}")
     if doc.formula:
-        st.code(doc.formula, language=None)
+        st.code(doc.formula, language=None, wrap_lines=True)
+    if doc.remarks:
+        st.write(doc.remarks)
     for section, heading in (("Assumes", "What it assumes"), ("Misleads", "When it misleads")):
         if section in doc.sections:
             st.markdown(f"**{heading}.** " + " ".join(doc.sections[section].split()))

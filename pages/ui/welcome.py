@@ -66,7 +66,13 @@ def _example() -> None:
             assert isinstance(table, Table)
             names = [table.rows[i] for i in (-table.values[:, 0]).argsort()[:2]]
             asked = st.segmented_control(
-                "Why", names, default=names[0], key="home-class", required=True, format_func=lambda name: f"Why {name}?"
+                "Why",
+                names,
+                default=names[0],
+                key="home-class",
+                label_visibility="collapsed",
+                required=True,
+                format_func=lambda name: f"Why {name}?",
             )
             cut = st.slider("Blur the photo from the left up to (%)", 0, 100, 0, step=5, key="home-cut")
             changes = (Call("hide_region", box=(0.0, 0.0, cut / 100, 1.0)),) if cut else ()
