@@ -289,8 +289,14 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
     def start() -> None:
         st.session_state["slow-methods"] = experiment.before().sample
 
+    def picked(key: str) -> None:
+        choose_lens(key)
+        st.session_state["picked"] = True
+
     @st.fragment(run_every=0.7 if slow and asked else None)
     def grid() -> None:
+        if st.session_state.pop("picked", False):
+            st.rerun()  # a click inside a fragment runs the fragment alone
         picture, items, running = show.picture_of(experiment), [], 0
         for key, each in experiments.items():
             item: dict[str, Any] = {
@@ -324,7 +330,7 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
                 item["progress"] = 0 if state.progress is None else state.progress.done / max(state.progress.total, 1)
                 running += not state.error
             items.append(item)
-        components.cards("methods", items, choose_lens, "Methods", least=118, shape=picture.width / picture.height)
+        components.cards("methods", items, picked, "Methods", least=118, shape=picture.width / picture.height)
         if slow and asked and not running:
             st.rerun()
 
