@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import streamlit as st
@@ -115,7 +116,12 @@ def models() -> None:
         ):
             if name != bench().model and st.button("Use it", key=f"use:{name}", icon=":material/visibility:"):
                 _load_own(name)
-            st.markdown(config["card"])
+            st.markdown(_under_a_title(config["card"]))
+
+
+def _under_a_title(card: str) -> str:
+    """A card without its own title, and its headings small: the page has a title already."""
+    return re.sub(r"^## ", "##### ", re.sub(r"^# .*\n", "", card), flags=re.MULTILINE)
 
 
 def _load_own(name: str) -> None:
