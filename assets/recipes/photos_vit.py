@@ -50,7 +50,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("--data", "--teacher", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="go on from these weights, at half the rate")
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -60,9 +59,6 @@ def main() -> None:
     grids: list[torch.Tensor] = []
     teacher.efficientnet.encoder.blocks[GRID_BLOCK].register_forward_hook(lambda *found: grids.append(found[2]))
     network = untrained(teacher)
-    if options.start:
-        network = ViTForImageClassification.from_pretrained(options.start, dtype=torch.float32)
-    peak = 7e-4 if options.start else 1.5e-3
     to_grid = nn.Linear(WIDTH, 112)
     weights = [*network.parameters(), *to_grid.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=0, betas=(0.9, 0.98), weight_decay=0.05)
@@ -86,7 +82,7 @@ def main() -> None:
             views, labels = coming.result()
             coming = ahead.submit(batch)
             for group in optimizer.param_groups:
-                group["lr"] = peak * min(1, step / 200) * 0.5 * (1 + math.cos(math.pi * done))
+                group["lr"] = 1.5e-3 * min(1, step / 200) * 0.5 * (1 + math.cos(math.pi * done))
             grids.clear()
             with torch.no_grad():
                 answers = teacher(views).logits
