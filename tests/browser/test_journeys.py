@@ -102,6 +102,7 @@ def test_a_click_on_a_guess_explains_that_class_and_shift_click_shows_it_beside(
     label = second.locator(".name").inner_text()
     second.click()
     expect(page.locator("figcaption b").first).to_have_text(f"Grad-CAM · {label}")
+    idle(page)
     third = page.locator(".guess .name").nth(2).inner_text()
     page.locator(".guess").nth(2).click(modifiers=["Shift"])
     expect(page.locator("figcaption b", has_text=third)).to_be_visible()
