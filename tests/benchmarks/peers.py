@@ -59,7 +59,7 @@ def pytorch_grad_cam(rounds: int, long: bool) -> dict[str, float]:
 
     things = unit() | {row: call(name) for row, (name, _) in ROWS.items()}
     six = [call(name) for name, _ in ROWS.values()]
-    things["these six, one after another"] = lambda: [each() for each in six]
+    things["Grad-CAM to Eigen-CAM above, one after another"] = lambda: [each() for each in six]
     table = ratios(things, rounds)
     if long:
         for row, name in LONG.items():

@@ -74,7 +74,7 @@ def ours(rounds: int, score: bool) -> dict[str, float]:
     subject = Subject()
     names = {key: METHODS[key].name for key in (*ONE_PASS, "finer_cam", "cf_cam")}
     things = subject.floors() | {name: subject.fresh(key) for key, name in names.items()}
-    things["these six, one after another"] = subject.fresh(*ONE_PASS)
+    things["Grad-CAM to Eigen-CAM above, one after another"] = subject.fresh(*ONE_PASS)
     things["Smooth Grad-CAM++, n = 4"] = subject.fresh("smooth_grad_cam_plus_plus", n=4)
     things["Ablation-CAM, 512 channels"] = subject.fresh("ablation_cam")
     table = ratios(things, rounds)
