@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser.harness import idle
+
 LINKS = [
     f'v=1&model={model}&image={image}&lens={lens}{{"target":{{"target":{target}}}}}{change}'
     for (model, image, target), (lens, change) in zip(
@@ -40,6 +42,7 @@ def reading(page: Any) -> list[str]:
     """Everything a visitor reads: the guesses, and the finding of every map."""
     expect(page.locator(".guess").first).to_be_visible(timeout=180_000)
     expect(page.locator(".map").first).to_have_attribute("aria-label", re.compile("Peak|nowhere|zero"), timeout=180_000)
+    idle(page, timeout=180)
     maps = [each.get_attribute("aria-label") for each in page.locator(".map").all()]
     return [page.locator(".guess").first.inner_text(), *maps]
 
