@@ -22,6 +22,8 @@ CLASSES = ("circle", "square", "triangle", "star", "cross", "ring", "crescent", 
 OTHERS = ("bar", "corner", "ellipse", "blob")
 TEXTURES = ("plain", "stripes", "dots", "checks", "gradient", "noise")
 GROUNDS = ("noise", "gradient", "stripes", "clouds")
+CHANGES = ("shape", "texture", "hue", "ground", "ground_hue")
+"""What a counterfactual may replace."""
 
 Grid = np.ndarray
 
@@ -99,15 +101,21 @@ def make_scene(
         label: the class; drawn from the seed unless given.
         correlation: probability that the background's hue is the one that belongs to the class (hue = label / 8).
         change: attributes of the target (`texture`, `hue`, `shape`) or the scene (`ground`, `ground_hue`) to replace.
+
+    Raises:
+        ValueError: `change` names something else.
     """
+    if unknown := set(change or {}) - set(CHANGES):
+        raise ValueError(f"A scene has no {', '.join(sorted(unknown))} to change, only {', '.join(CHANGES)}.")
     rng, change = np.random.default_rng([seed, 71]), dict(change or {})
     label = int(rng.integers(8)) if label is None else (rng.integers(8), label)[1]
+    belongs = label / 8  # of the class as drawn: another shape must not bring another background with it
     if "shape" in change:
         label = CLASSES.index(change["shape"])
     ground, free_hue = str(rng.choice(GROUNDS)), float(rng.random())
     told = rng.random() < correlation
     ground = change.get("ground", ground)
-    ground_hue = change.get("ground_hue", label / 8 if told else free_hue)
+    ground_hue = change.get("ground_hue", belongs if told else free_hue)
     number = int(rng.integers(2, 5))
     things: list[Thing] = []
     while len(things) < number:
