@@ -4,7 +4,9 @@
     python assets/recipes/photos_vit.py --data FOLDER --teacher assets/models/photos --out assets/models/photos-vit
 
 A transformer trained on so few photos alone learns little, so it is told more than the labels: for every view, what the
-teacher answers, and what the teacher has at each of the 7 x 7 places where its stride is 16, one for each patch.
+teacher answers, and what the teacher has at each of the 7 x 7 places where its stride is 16, one for each patch. It
+starts where trained transformers are found (mimetic initialisation, Trockman and Kolter 2023, arXiv:2305.09828): each
+head looks at its own neighbourhood. A run that was cut off goes on from its checkpoint (in --out).
 """
 
 from __future__ import annotations
@@ -43,7 +45,40 @@ def untrained(teacher: EfficientNetForImageClassification) -> ViTForImageClassif
         num_labels=teacher.config.num_labels,
         id2label=teacher.config.id2label, label2id=teacher.config.label2id,
     )  # fmt: skip
-    return ViTForImageClassification(config)
+    network = ViTForImageClassification(config)
+    with torch.no_grad():
+        mimic(network)
+    return network
+
+
+def mimic(network: ViTForImageClassification) -> None:
+    """Query-key products near 0.7 (Z + I), value-output near 0.4 (Z - I), Z ~ N(0, 1 / width); sinusoidal places."""
+
+    def factors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        left, size, right = torch.linalg.svd(matrix)
+        root = size[:rank].sqrt()
+        return left[:, :rank] * root, right[:rank].T * root
+
+    def noise() -> torch.Tensor:
+        return torch.randn(WIDTH, WIDTH) / math.sqrt(WIDTH)
+
+    heads = network.config.num_attention_heads
+    each = WIDTH // heads
+    for layer in network.vit.layers:
+        attention = layer.attention
+        for head in range(heads):
+            rows = slice(head * each, (head + 1) * each)
+            query, key = factors(0.7 * noise() + 0.7 * torch.eye(WIDTH), each)
+            attention.q_proj.weight[rows], attention.k_proj.weight[rows] = query.T, key.T
+        value, out = factors(0.4 * noise() - 0.4 * torch.eye(WIDTH), WIDTH)
+        attention.v_proj.weight.copy_(value.T)
+        attention.o_proj.weight.copy_(out)
+    side = SIZE // PATCH
+    rate = 1 / 20 ** (torch.arange(WIDTH // 4) / (WIDTH // 4))
+    angle = torch.arange(side)[:, None] * rate
+    wave = torch.cat([angle.sin(), angle.cos()], 1)
+    rows, columns = wave[:, None].expand(side, side, -1), wave[None].expand(side, side, -1)
+    network.vit.embeddings.position_embeddings[0, 1:] = 0.3 * torch.cat([rows, columns], 2).flatten(0, 1)
 
 
 def main() -> None:
@@ -75,7 +110,15 @@ def main() -> None:
             labels.append(int(photos.labels[chosen]))
         return pixels(pictures), torch.tensor(labels)
 
-    start, step, told = time.time(), 0, 0.0
+    parts = {"network": network, "average": average, "to_grid": to_grid, "optimizer": optimizer}
+    kept = options.out / "checkpoint.pt"
+    start, step, told = time.time(), 0, time.time()
+    if kept.exists():
+        found = torch.load(kept, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(found[name])
+        step, start = found["step"], start - found["seconds"]
+        rng.seed(step)
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(batch)
         while (done := (time.time() - start) / (60 * options.minutes)) < 1:
@@ -103,11 +146,15 @@ def main() -> None:
             with torch.no_grad():
                 for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
                     mine.lerp_(theirs, 1 - min(0.998, step / (step + 20)))
-            if time.time() - told > 60:
+            if time.time() - told > 120:
                 told = time.time()
+                options.out.mkdir(parents=True, exist_ok=True)
+                state = {name: part.state_dict() for name, part in parts.items()}
+                torch.save({**state, "step": step, "seconds": told - start}, kept)
                 right = float((logits.argmax(1) == labels).float().mean())
                 minutes = (told - start) / 60
                 print(f"{minutes:.1f} min, step {step}, loss {loss.item():.3f}, {right:.2f} right", flush=True)
+    kept.unlink(missing_ok=True)
     average.half().save_pretrained(options.out)
     ViTImageProcessor(
         size={"height": SIZE, "width": SIZE}, image_mean=[MEAN] * 3, image_std=[STD] * 3, resample=2
