@@ -1,0 +1,1 @@
+"""Attribution: which pixels made the score, and do they add up?"""
