@@ -22,6 +22,7 @@ from interp import Unsuitable, progress
 from interp.methods import METHODS
 from interp.model import LanguageModel, Model, VisionModel, gradient
 from interp.results import Result
+from interp.sites import Site
 from tests import tiny
 from tests.acting import acting
 from tests.state import state
@@ -71,6 +72,8 @@ def language_jobs(model: LanguageModel) -> dict[str, Job]:
         "twice": lambda: model.around({0: lambda run, x: run(run(x))}),
         "swap": lambda: model.swap({weight: model.weight(weight) * 2}),
     }
+    if model.refuses(Site("resid_mid", 1)):  # attention and MLP of parallel blocks read one and the same stream
+        del blocks["mid"]
     sites = [site for site in model.sites() if site.kind != "pattern"]
 
     def look(prompt: str) -> list[Tensor]:
