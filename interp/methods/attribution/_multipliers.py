@@ -232,9 +232,9 @@ class RescalePass(_Pass):
 
             def f(v: Tensor) -> Tensor:
                 if v.dtype == x.dtype:
-                    return function(*replaced(args, lambda t: v if t is x else t), **kwargs)  # type: ignore[no-any-return]
+                    return function(*replaced(args, lambda t: v if t is x else t), **kwargs)
                 wide = lambda t: v if t is x else t.to(v.dtype) if t.is_floating_point() else t  # noqa: E731
-                return function(*replaced(args, wide), **replaced(kwargs, wide))  # type: ignore[no-any-return]
+                return function(*replaced(args, wide), **replaced(kwargs, wide))
 
             return self.elementwise(name, f, x, step.inputs[0], step.output)
         if name == "product":
@@ -250,7 +250,7 @@ class RescalePass(_Pass):
         return self.references.get(id(value), value)
 
     def elementwise(self, name: str, f: Elementwise, x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
-        return _Secant.apply(x, x0, y0, f, name)  # type: ignore[no-any-return]
+        return _Secant.apply(x, x0, y0, f, name)
 
     def secant(self, f: Elementwise, x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
         """f(x) for one step of a whole function, with multiplier (f(x) - f(x0)) / (x - x0)."""
@@ -268,7 +268,7 @@ class RescalePass(_Pass):
 
     def picked(self, x: Tensor, x0: Tensor, winners: Tensor, multiplier: Tensor, value: Tensor) -> Tensor:
         """What was picked from the last axis of x, with the multiplier of the pick."""
-        return _Attach.apply(value, x.gather(-1, winners) * multiplier)  # type: ignore[no-any-return]
+        return _Attach.apply(value, x.gather(-1, winners) * multiplier)
 
     def _pool(self, name: str, args: Any, kwargs: Any, step: Step) -> Any:
         """The winner at the input takes a rise, the winner at the reference a fall: a multiplier from 0 to 1."""
@@ -354,8 +354,9 @@ class RevealCancelPass(RescalePass):
 
     def scale(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
         out = function(*args, **kwargs)
+        product: Product = torch.mul
         if name == "div":
-            product, a, b = torch.mul, args[0], 1 / torch.as_tensor(_second(args, kwargs), dtype=out.dtype)
+            a, b = args[0], 1 / torch.as_tensor(_second(args, kwargs), dtype=out.dtype)
         else:
             product, a, b, _ = factors(name, function, args, kwargs)
         return marked(out, Mark(streams=_split(product, a, b)))
@@ -429,7 +430,7 @@ class _Secant(torch.autograd.Function):
     """y = f(x), with (y - y0) / (x - x0) as its derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, x0: Tensor, y0: Tensor, f: Elementwise, name: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, x0: Tensor, y0: Tensor, f: Elementwise, name: str) -> Tensor:
         x, before = x.detach(), x._version  # unmarked, so that the mode lets it pass
         y = f(x)
         if x._version != before:
@@ -439,7 +440,7 @@ class _Secant(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient * ctx.saved_tensors[0], None, None, None, None
 
 
@@ -447,12 +448,12 @@ class _Attach(torch.autograd.Function):
     """One number forward, the gradient of another."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, other: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return None, gradient
 
 
@@ -528,7 +529,8 @@ def contributions(
     output = scores if mark.streams is None else mark.streams[0] + mark.streams[1]
     multipliers = gradient(output[:, index].sum(), leaves)
     parts = [step] if rule == "rescale" else [each.detach() for each in leaves]
-    return sum(m * part for m, part in zip(multipliers, parts, strict=True)), scores.detach()[:, index]  # type: ignore[return-value]
+    shares = [m * part for m, part in zip(multipliers, parts, strict=True)]
+    return torch.stack(shares).sum(0), scores.detach()[:, index]
 
 
 # ------------------------------------------------------------------------------------------------ whole functions
@@ -546,7 +548,7 @@ def _pooled(name: str, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
     if _POOLS[name]:
         function = getattr(F, name.removesuffix("_with_indices"))
         more = {key: value for key, value in kwargs.items() if key != "return_indices"}
-        return function(*args[: 2 if "adaptive" in name else 6], **more, return_indices=True)  # type: ignore[no-any-return]
+        return function(*args[: 2 if "adaptive" in name else 6], **more, return_indices=True)
     axis, keep = _axis(args, kwargs)
     chosen = args[0].max(axis, keepdim=keep) if name in ("max", "amax") else args[0].min(axis, keepdim=keep)
     return chosen.values, chosen.indices
