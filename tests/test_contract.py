@@ -40,6 +40,11 @@ REFUSALS: dict[str, set[str]] = {
         "resnet", "resnet_bottleneck", "regnet", "convnext", "convnextv2", "efficientnet", "mobilenet_v2", "swin",
         "swinv2",
     },
+    # both are rules for ReLU
+    **{key: {
+        "convnext", "convnextv2", "efficientnet", "vit", "deit", "dinov2", "dinov2_with_registers", "beit", "swin",
+        "swinv2",
+    } for key in ("guided_backprop", "deconvnet")},
 }  # fmt: skip
 """The models of the right kind that a method refuses: written down, so that none grows unseen."""
 

@@ -260,6 +260,10 @@ class RescalePass(_Pass):
         """product(a, b), where one of the two may be fixed."""
         return self.times(product, a, a0, b, b0) if depends(a) and depends(b) else product(a, b)
 
+    def chosen(self, x: Tensor, y: Tensor, multiplier: Tensor) -> Tensor:
+        """y, with a multiplier that is given."""
+        return marked(_Attach.apply(y, x * multiplier), Mark())
+
     def times(self, product: Product, a: Tensor, a0: Tensor, b: Tensor, b0: Tensor) -> Tensor:
         """product(a, b): a's multiplier is the mean of b and b0, and b's that of a and a0, which adds up exactly."""
         a_mean, b_mean = (a.detach() + a0) / 2, (b.detach() + b0) / 2
@@ -390,6 +394,10 @@ class RevealCancelPass(RescalePass):
         y, (p, n) = f(x.detach()), _streams(x)
         m = slope(f, "", x.detach(), x0, y, y0)
         return marked(y, Mark(streams=(m * p, m * n)))
+
+    def chosen(self, x: Tensor, y: Tensor, multiplier: Tensor) -> Tensor:
+        p, n = _streams(x)
+        return marked(y.clone(), Mark(streams=(multiplier * p, multiplier * n)))
 
     def times(self, product: Product, a: Tensor, a0: Tensor, b: Tensor, b0: Tensor) -> Tensor:
         out = product(a.detach(), b.detach())
@@ -570,29 +578,27 @@ def _axis(args: Any, kwargs: Any) -> tuple[int, bool]:
     return axis, bool(kwargs.get("keepdim", args[2] if len(args) > 2 else False))
 
 
-def _exp(rules: RescalePass, x: Tensor, x0: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(x - c) and exp(x0 - c) with one c for both, which the ratio does not see."""
-    c = torch.maximum(x.detach().amax(dim, keepdim=True), x0.amax(dim, keepdim=True))
-    e0 = (x0 - c).exp()
-    return rules.secant(torch.exp, x - c, x0 - c, e0), e0, c
+def _logsumexp(rules: RescalePass, input: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """exp, a sum, and log, all relative to the larger of both results, so that nothing overflows."""
+    x, x0 = input, rules.reference(input)
+    out, out0 = (each.logsumexp(dim, keepdim=True) for each in (x.detach(), x0))
+    c = torch.maximum(out, out0)
+    total, total0 = (out - c).exp(), (out0 - c).exp()
+    near = (out - out0).abs() <= math.sqrt(torch.finfo(out.dtype).eps)
+    multiplier = torch.where(near, 2 / (total + total0), (out - out0) / (total - total0))
+    e = rules.secant(torch.exp, x - c, x0 - c, (x0 - c).exp())
+    found = rules.chosen(e.sum(dim, keepdim=True), out, multiplier)
+    return found if keepdim else found.squeeze(dim)
 
 
 def _softmax(rules: RescalePass, input: Tensor, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
-    """exp, and a product with the reciprocal of the sum."""
+    """exp(x - logsumexp(x)): every multiplier in it is at most 1, however far image and reference are apart."""
     x, x0 = input, rules.reference(input)
     if dtype is not None:
         x, x0 = x.to(dtype), x0.to(dtype)
-    e, e0, _ = _exp(rules, x, x0, dim)
-    total0 = e0.sum(dim, keepdim=True)
-    r = rules.secant(torch.reciprocal, e.sum(dim, keepdim=True), total0, total0.reciprocal())
-    return rules.times(torch.mul, e, e0, r, total0.reciprocal())
-
-
-def _logsumexp(rules: RescalePass, input: Tensor, dim: int, keepdim: bool = False) -> Tensor:
-    e, e0, c = _exp(rules, input, rules.reference(input), dim)
-    total0 = e0.sum(dim, keepdim=True)
-    out = rules.secant(torch.log, e.sum(dim, keepdim=True), total0, total0.log()) + c
-    return out if keepdim else out.squeeze(dim)
+    rules.references[id(x)] = x0
+    y0 = x0.softmax(dim)
+    return rules.secant(torch.exp, x - _logsumexp(rules, x, dim, True), x0.log_softmax(dim), y0)
 
 
 def _log_softmax(rules: RescalePass, input: Tensor, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
