@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, singledispatch
 from typing import Any, Literal
@@ -15,6 +17,10 @@ import PIL.Image
 from interp.results import Curve, Heatmap, Result, Table, TokenGrid, TokenScores, resize
 
 Colours = Literal["viridis", "cividis", "blue-vermilion", "grey"]
+View = Literal["pixels", "patches", "superpixels"]
+FINE = 64 * 64
+"""Maps with more cells are of pixels: drawn up to a quantile, and summed to patches or superpixels where asked for."""
+PATCHES = 16
 _ANCHORS = {
     "viridis": "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
     "cividis": "00224e 123570 3b496c 575d6d 707173 8a8678 a59c74 c3b369 e1cc55 fee838",
@@ -25,12 +31,14 @@ _ANCHORS = {
 
 @dataclass(frozen=True)
 class Look:
-    """How a map is drawn: signed or its positive part, how opaque, from which share of the scale, in which colours."""
+    """How a map is drawn: signed or its positive part, how opaque, from which share of the scale, in which colours, and
+    what a map of pixels is summed to."""
 
     signed: bool = False
     opacity: float = 0.65
     threshold: float = 0.0
     colours: Colours = "viridis"
+    view: View = "pixels"
 
 
 @lru_cache
@@ -46,9 +54,35 @@ def _table(colours: str) -> np.ndarray:
 
 
 def scale_of(*maps: Heatmap) -> float:
-    """One scale for several maps: the largest magnitude in them; 1 where all are zero."""
-    largest = max((float(np.nanmax(np.abs(each.values))) for each in maps if each.values.size), default=0.0)
-    return largest if np.isfinite(largest) and largest > 0 else 1.0
+    """One scale for several maps: the largest magnitude in them; 1 where all are zero.
+
+    A map of pixels has a few that outshine all others: there the scale ends at the 99.5 % quantile.
+    """
+    largest = 0.0
+    for each in maps:
+        sizes = np.abs(each.values[np.isfinite(each.values)])
+        if sizes.size:
+            top = float(np.quantile(sizes, 0.995)) if sizes.size > FINE else 0.0
+            largest = max(largest, top or float(sizes.max()))
+    return largest if largest > 0 else 1.0
+
+
+def viewed(heatmap: Heatmap, view: View, segments: Callable[[], np.ndarray]) -> Heatmap:
+    """A map of pixels as it is, summed over 16 x 16 patches, or averaged over superpixels; other maps as they are.
+
+    Args:
+        segments: gives the number of the superpixel of each pixel of the model's input, [height, width].
+    """
+    values = heatmap.values
+    if view == "pixels" or values.size <= FINE:
+        return heatmap
+    if view == "patches":
+        rows, columns = (np.linspace(0, side, PATCHES, endpoint=False).astype(int) for side in values.shape)
+        sums = np.add.reduceat(np.add.reduceat(values, rows, 0), columns, 1)
+        return dataclasses.replace(heatmap, values=sums, units=heatmap.units.replace("per pixel", "per patch"))
+    labels = segments().ravel()
+    means = np.bincount(labels, values.ravel()) / np.maximum(np.bincount(labels), 1)
+    return dataclasses.replace(heatmap, values=means[labels].reshape(values.shape))
 
 
 def overlay(values: np.ndarray, scale: float, look: Look) -> np.ndarray:
@@ -72,10 +106,18 @@ def draw(
     heatmap: Heatmap, photo: PIL.Image.Image, look: Look = Look(), scale: float | None = None, side: int = 640
 ) -> PIL.Image.Image:
     """The photo with the map over it, longest side `side` pixels."""
-    picture = fitted(photo, side).convert("RGBA")
+    picture = fitted(backdrop(photo, heatmap), side).convert("RGBA")
     values = heatmap.at_original(picture.height, picture.width)
     picture.alpha_composite(PIL.Image.fromarray(overlay(values, scale or scale_of(heatmap), look)))
     return picture.convert("RGB")
+
+
+def backdrop(photo: PIL.Image.Image, heatmap: Heatmap) -> PIL.Image.Image:
+    """The photo; pale and grey under a map of pixels, whose fine colours would drown in its own."""
+    if heatmap.site != "input":
+        return photo
+    grey = photo.convert("L").convert("RGB")
+    return PIL.Image.blend(grey, PIL.Image.new("RGB", photo.size, (247, 247, 245)), 0.6)
 
 
 def fitted(photo: PIL.Image.Image, side: int) -> PIL.Image.Image:

@@ -1,9 +1,11 @@
 from pages.ui import frame, workbench
 from pages.ui.bar import bar
+from pages.ui.bench import turn_to
 
 with frame.page("What does the model look at?"):
     model = workbench.load()
     if model is not None:
+        turn_to("cam", "grad_cam_plus_plus", signed=False, opacity=0.65)
         bar(model)
         workbench.notice()
-        workbench.heatmaps(model)
+        workbench.maps(model)

@@ -12,8 +12,12 @@ import streamlit as st
 from interp import Unsuitable, store, zoo
 from interp.experiment import Call, Experiment, Sample
 from interp.figures import Look
+from interp.methods import METHODS
 from interp.results import Result
 from interp.samples import Image, Target
+
+PAGES = {"cam": "pages/heatmaps.py", "attribution": "pages/pixels.py"}
+"""Where the lenses of a family are looked through."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,16 @@ def change(**fields: Any) -> None:
 def restyle(**fields: Any) -> None:
     """Draw maps differently; no step of its own for undo."""
     st.session_state["bench"] = dataclasses.replace(bench(), look=dataclasses.replace(bench().look, **fields))
+
+
+def turn_to(family: str, key: str, **look: Any) -> None:
+    """Look through a lens of that family, with the class chosen before; no step of its own for undo."""
+    if METHODS[bench().lens.method].family != family:
+        target = bench().lens.settings.get("target")
+        lens = Call(key, **({} if target is None else {"target": target}))
+        st.session_state["bench"] = dataclasses.replace(
+            bench(), lens=lens, look=dataclasses.replace(bench().look, **look)
+        )
 
 
 def undo() -> None:
@@ -135,6 +149,7 @@ def read_url() -> None:
                 colours=query.get("colours")
                 if query.get("colours") in ("viridis", "cividis", "blue-vermilion", "grey")
                 else "viridis",  # type: ignore[arg-type]
+                view=query.get("view") if query.get("view") in ("patches", "superpixels") else "pixels",  # type: ignore[arg-type]
             )
             experiment = Experiment.from_url(
                 "&".join(_pair(key, each) for key, values in arrived.items() for each in values)
@@ -165,7 +180,7 @@ def query() -> dict[str, list[str]]:
     found = now.experiment.to_query()
     if now.second:
         found["second"] = [now.second]
-    for name in ("signed", "opacity", "threshold", "colours"):
+    for name in ("signed", "opacity", "threshold", "colours", "view"):
         value = getattr(now.look, name)
         if value != getattr(plain, name):
             found[name] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from typing import Any
@@ -14,7 +15,7 @@ from interp.methods import METHODS
 from interp.results import Heatmap
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import choose_lens, opening
-from pages.ui.bench import Bench, bench, first, use_model
+from pages.ui.bench import PAGES, Bench, bench, first, use_model
 
 HOSTED = os.environ.get("ACTISCOPE_HOSTED") == "1"
 """On a server for strangers nobody may name a folder of it."""
@@ -50,9 +51,10 @@ def methods() -> None:
             method = METHODS[chosen]
             share.explain(method)
             st.caption(f"Cost: {cost_text(method)}. In the library: `interp.methods.{method.family}.{method.key}`.")
-            if method.kind == "lens" and method.family == "cam" and st.button("Use it", icon=":material/visibility:"):
+            page = PAGES.get(method.family)
+            if method.kind == "lens" and page and st.button("Use it", icon=":material/visibility:"):
                 choose_lens(method.key)
-                st.switch_page("pages/heatmaps.py")
+                st.switch_page(page)
 
 
 def _card(key: str, selected: bool) -> dict[str, Any]:
@@ -67,14 +69,15 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
     start: Bench = first()
     try:
         experiment = start.experiment
-        if method.family == "cam":
+        if method.family in PAGES:
             wanted = type(start.lens)(key)
             experiment = type(experiment)(experiment.model, experiment.sample, wanted)
             result = jobs.run(experiment) if jobs.estimate(experiment) <= jobs.QUICK else jobs.known(experiment)
             if isinstance(result, Heatmap):
-                item["image"] = show.card_picture(
-                    result, experiment.sample.picture, start.look, f"catalogue{jobs.key_of(experiment)}"
-                )  # type: ignore[union-attr]
+                look = dataclasses.replace(start.look, signed=method.family == "attribution", view="superpixels")
+                shown = show.view(result, start.sample, look)
+                key = f"catalogue{jobs.key_of(experiment)}"
+                item["image"] = show.card_picture(shown, experiment.sample.picture, look, key)  # type: ignore[union-attr]
                 item["alt"] = result.finding
             else:
                 item["wait"] = f"about {jobs.estimate(experiment):.0f} s"

@@ -13,7 +13,7 @@ from interp.evidence import strongest_channels
 from interp.experiment import Call
 from interp.method import Control
 from interp.methods import METHODS
-from interp.samples import Target
+from interp.samples import Image, ImageSet, Target, gallery
 from interp.sites import Site
 
 
@@ -78,12 +78,35 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
             on_change=changed(Target),
             format_func=lambda each: "the model's first guess" if each is None else each,
         )
+    elif control.kind == "sample":
+        _images(value, label, control, key, changed)
     elif control.kind == "region":
         _region(value, label, control, call, key, on)
     elif control.kind == "channels":
         _channels(value, call, model, sample, control, key, on)
     else:
         st.text_input(label, key=show(str(value)), help=control.help, on_change=changed())
+
+
+def _images(value: ImageSet | None, label: str, control: Control, key: str, changed: Callable[..., Any]) -> None:
+    """Images of the gallery, and those of this visit, as a set."""
+    seen = {image: str(image) for image in (value.images if value else ())}
+    for past in st.session_state.get("history", []):
+        if isinstance(past.sample, Image):
+            seen.setdefault(past.sample, str(past.sample))
+    for name, entry in gallery().items():
+        seen.setdefault(Image.gallery(name), entry["title"])
+    st.session_state[key] = list(value.images) if value else []
+    st.multiselect(
+        label,
+        list(seen),
+        key=key,
+        format_func=lambda image: seen[image],
+        help=control.help,
+        placeholder=control.unset or "none",
+        max_selections=8,
+        on_change=changed(lambda shown: ImageSet(tuple(shown)) if shown else None),
+    )
 
 
 def _region(

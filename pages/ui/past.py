@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import streamlit as st
@@ -9,19 +10,19 @@ import streamlit as st
 from interp import Unsuitable
 from interp.evidence import agreement
 from interp.experiment import Experiment
-from interp.figures import scale_of
+from interp.figures import Look, scale_of
 from interp.methods import METHODS
 from interp.results import Heatmap
 from interp.samples import Image
 from pages.ui import components, jobs, show
-from pages.ui.bench import bench, open_experiment
+from pages.ui.bench import PAGES, bench, open_experiment
 
 
 def history() -> None:
     """Cards of the visit, newest first; choosing two compares them."""
     past: list[Experiment] = st.session_state.get("history", [])
     if not past:
-        st.write("Nothing yet: every map you look at on the Heatmaps page is kept here for this visit.")
+        st.write("Nothing yet: every map you look at is kept here for this visit.")
         st.page_link("pages/heatmaps.py", label="To the heatmaps", icon=":material/arrow_forward:")
         return
     chosen: list[str] = st.session_state.setdefault("compared", [])
@@ -38,9 +39,11 @@ def history() -> None:
     if not found:
         return
     results = [jobs.known(each) for each in found]
-    maps = [each for each in results if isinstance(each, Heatmap)]
+    pairs = zip(found, results, strict=True)
+    shown = [show.view(r, e.sample, _look(e)) if isinstance(r, Heatmap) else r for e, r in pairs]
+    maps = [each for each in shown if isinstance(each, Heatmap)]
     scale = scale_of(*maps) if len({each.units for each in maps}) == 1 else None
-    for column, experiment, result in zip(st.columns(2), found, results, strict=False):
+    for column, experiment, result in zip(st.columns(2), found, shown, strict=False):
         with column:
             if isinstance(result, Heatmap):
                 picture = show.picture_of(experiment)
@@ -49,7 +52,7 @@ def history() -> None:
                     result,
                     picture,
                     experiment.digest,
-                    bench().look,
+                    _look(experiment),
                     scale or scale_of(result),
                     f"{METHODS[experiment.lens.method].name} · {result.target}",
                     f"{result.site} · logit {result.score:.3g}",
@@ -60,7 +63,7 @@ def history() -> None:
                 st.caption(line)
             if st.button("Open", key=f"open:{experiment.digest[:12]}", icon=":material/arrow_forward:"):
                 open_experiment(experiment)
-                st.switch_page("pages/heatmaps.py")
+                st.switch_page(PAGES[METHODS[experiment.lens.method].family])
     if len(maps) == 2:
         rho = agreement(*maps)
         note = "on one scale" if scale else "each on its own scale, since their units differ"
@@ -82,8 +85,10 @@ def _card(experiment: Experiment, selected: bool) -> dict[str, Any]:
     try:
         picture = show.picture_of(experiment)
         if isinstance(result, Heatmap):
-            look = bench().look
-            item["image"] = show.card_picture(result, picture, look, f"{jobs.key_of(experiment)}{look}")
+            look = _look(experiment)
+            item["image"] = show.card_picture(
+                show.view(result, experiment.sample, look), picture, look, f"{jobs.key_of(experiment)}{look}"
+            )
             item["alt"] = result.finding
             item["note"] = f"{result.target} · {experiment.sample}"
     except Unsuitable:
@@ -92,6 +97,15 @@ def _card(experiment: Experiment, selected: bool) -> dict[str, Any]:
     if changes:
         item["note"] = f"{item.get('note', '')} · {changes} change{'s' if changes > 1 else ''}"
     return item
+
+
+def _look(experiment: Experiment) -> Look:
+    """Maps of pixels are signed, whatever is on the bench now."""
+    return dataclasses.replace(bench().look, signed=bench().look.signed or _pixels(experiment), view="superpixels")
+
+
+def _pixels(experiment: Experiment) -> bool:
+    return METHODS[experiment.lens.method].family == "attribution"
 
 
 def _lines(experiment: Experiment) -> list[str]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import streamlit as st
 
 from interp import evidence
 from interp.experiment import Call, Experiment
-from interp.figures import Look, data_url, draw, fitted, legend, overlay
+from interp.figures import Look, backdrop, data_url, draw, fitted, legend, overlay, viewed
 from interp.methods import METHODS
 from interp.results import Heatmap, Table
 from interp.samples import Image
+from kernels.superpixels import superpixels
 from pages.ui import components, jobs
 from pages.ui.bench import bench, reproduced
 
@@ -22,6 +24,22 @@ SIDE = 640
 @st.cache_data(max_entries=64, show_spinner=False)
 def photo_url(_picture: PIL.Image.Image, key: str) -> str:
     return data_url(fitted(_picture, SIDE), "JPEG")
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _segments(_sample: Image, sha256: str, box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
+    picture, (left, top, right, bottom) = _sample.picture, box
+    whole = picture.width, picture.height
+    edges = tuple(round(each * whole[i % 2]) for i, each in enumerate((left, top, right, bottom)))
+    part = picture.crop(edges).resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR)
+    return superpixels(np.asarray(part), 150)
+
+
+def view(result: Heatmap, sample: Any = None, look: Look | None = None) -> Heatmap:
+    """The map as a look has it: of pixels, patches or superpixels; of what is on the bench unless told otherwise."""
+    image, look = sample or bench().sample, look or bench().look
+    assert isinstance(image, Image)
+    return viewed(result, look.view, lambda: _segments(image, image.sha256, result.box, result.size))
 
 
 def picture_of(experiment: Experiment) -> PIL.Image.Image:
@@ -55,9 +73,9 @@ def hero(
     components.hero(
         key,
         {
-            "photo": photo_url(photo, photo_key),
+            "photo": photo_url(backdrop(photo, result), photo_key + result.site),
             "overlay": data_url(layer, "WEBP"),
-            "values": [[float(f"{value:.4g}") for value in row] for row in result.values],
+            "values": [[float(f"{value:.4g}") for value in row] for row in _coarse(result.values)],
             "box": result.box,
             "scale": scale,
             "units": result.units,
@@ -72,6 +90,16 @@ def hero(
         },
         on,
     )
+
+
+def _coarse(values: np.ndarray, most: int = 64) -> np.ndarray:
+    """Means of cells, at most `most` a side: what a pointer can tell apart."""
+    if max(values.shape) <= most:
+        return values
+    rows, columns = (np.linspace(0, side, min(side, most), endpoint=False).astype(int) for side in values.shape)
+    sums = np.add.reduceat(np.add.reduceat(values, rows, 0), columns, 1)
+    counts = np.outer(np.diff([*rows, values.shape[0]]), np.diff([*columns, values.shape[1]]))
+    return sums / counts
 
 
 def bare(key: str, photo: PIL.Image.Image, photo_key: str, title: str, note: str) -> None:
@@ -116,7 +144,7 @@ def strip(experiment: Experiment, result: Heatmap) -> None:
         colour = (
             "green" if abs(result.residual.value) < 0.01 else "orange" if abs(result.residual.value) < 0.2 else "red"
         )
-        parts.append(f":{colour}[residual {result.residual.value:.2g}] ({_plain(result.residual.meaning)})")
+        parts.append(f":{colour}[**residual {result.residual.value:.2g}**] ({_plain(result.residual.meaning)})")
     taken = jobs.seconds(experiment)
     cost = (
         f"{_count(result.forwards, 'forward')}, {_count(result.backwards, 'backward')}"
@@ -163,7 +191,8 @@ def _checks(experiment: Experiment, result: Heatmap) -> list[str]:
                 f":{verdict} (rank correlation {rho:.2f})]" if rho == rho else "randomised weights: constant map"
             )
     if "hide_region" in METHODS and result.values.max() > 0:
-        box = evidence.peak_box(result)
+        # the peak of a map of pixels is one pixel: there it is the strongest patch
+        box = evidence.peak_box(viewed(result, "patches", lambda: result.values))
         texts = []
         for region in (box, evidence.elsewhere(box)):
             table, plain = (

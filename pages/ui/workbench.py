@@ -1,15 +1,16 @@
-"""The Heatmaps bench: hero maps, the model's guesses, the other methods, and the layers."""
+"""The bench of Heatmaps and Pixels: hero maps, the model's guesses, the other methods, and the layers."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
 from interp import Unsuitable, evidence, zoo
 from interp.experiment import Call, Experiment
-from interp.figures import scale_of
+from interp.figures import FINE, scale_of
 from interp.methods import METHODS
 from interp.model import VisionModel
 from interp.results import Heatmap, Table
@@ -23,8 +24,12 @@ from pages.ui.inputs import uploader
 NAMES = {"blue-vermilion": "blue-vermilion", "viridis": "viridis", "cividis": "cividis", "grey": "grey"}
 
 
-def heatmaps(model: VisionModel) -> None:
-    """The whole bench under the experiment bar."""
+def maps(model: VisionModel, below: Callable[[Table, str], None] = lambda table, label: None) -> None:
+    """The whole bench under the experiment bar.
+
+    Args:
+        below: shows what a page has of its own under the large map, told the guesses and the class explained.
+    """
     experiment = bench().experiment
     try:
         table = jobs.run(
@@ -53,6 +58,7 @@ def heatmaps(model: VisionModel) -> None:
             _heroes(experiment, first, changed)
             _guesses(table, plain, first)
     with left:
+        below(table, first)
         uploader("page-upload", "Drop in a photo of yours")
     with right:
         _grid(model, experiment)
@@ -127,6 +133,7 @@ def _result(experiment: Experiment) -> Any:
 
 def _row(index: int, experiment: Experiment, row: list[Heatmap | None], changed: bool, only: bool) -> None:
     look, name = bench().look, METHODS[experiment.lens.method].name
+    row = [each and show.view(each) for each in row]
     scale = scale_of(*(each for each in row if each is not None))
     versions = [("Before", experiment.before()), ("After", experiment)] if changed else [("", experiment)]
     panels: list[tuple[str, Experiment, Heatmap | None]] = [
@@ -203,7 +210,7 @@ def _waiting(experiments: list[Experiment]) -> None:
         if st.button("Stop", key="stop", icon=":material/stop:"):
             for each in running:
                 jobs.stop(each.experiment)
-            choose_lens("grad_cam")
+            choose_lens("grad_cam" if METHODS[bench().lens.method].family == "cam" else "deeplift")
             st.rerun()
 
     bar()
@@ -316,9 +323,15 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
             except Unsuitable as problem:
                 item["wait"] = str(problem)[:90]
             if isinstance(state, Heatmap):
-                item["image"] = show.card_picture(state, picture, bench().look, f"{jobs.key_of(each)}{bench().look}")
+                item["image"] = show.card_picture(
+                    show.view(state), picture, bench().look, f"{jobs.key_of(each)}{bench().look}"
+                )
                 item["alt"] = f"{METHODS[key].name}: {state.finding}"
-                item["note"] = show.share_text(state) or ("nowhere positive" if state.values.max() <= 0 else "")
+                item["note"] = (
+                    (f"residual {abs(state.residual.value):.1g}" if state.residual and state.values.size > FINE else "")
+                    or show.share_text(state)
+                    or ("nowhere positive" if state.values.max() <= 0 else "")
+                )
             elif isinstance(state, jobs.Job):
                 item["wait"] = state.error or (
                     "waiting"
@@ -394,6 +407,7 @@ def _looks() -> None:
             ("opacity", look.opacity),
             ("threshold", look.threshold),
             ("colours", look.colours),
+            ("view", look.view),
         ):
             st.session_state[f"look:{key}"] = value
         st.toggle(
@@ -425,6 +439,15 @@ def _looks() -> None:
             on_change=lambda: restyle(colours=st.session_state["look:colours"]),
             help="All of them can be told apart by the colour-blind.",
         )
+        if METHODS[bench().lens.method].family == "attribution":
+            st.segmented_control(
+                "A map of pixels as",
+                ["pixels", "patches", "superpixels"],
+                key="look:view",
+                required=True,
+                on_change=lambda: restyle(view=st.session_state["look:view"]),
+                help="Patches are sums over a 16 x 16 grid; superpixels are means over pieces of one colour.",
+            )
         if st.session_state.get("measured") is not None:
             st.button(
                 "Forget the measured box",

@@ -33,7 +33,7 @@ RULES = {
 
 
 @lens("DeepLIFT as in Captum", PAPER, cost=lambda model, **_: (5, 1))
-def captum_deeplift(
+def deeplift_captum(
     model: VisionModel, sample: Image, *, target: Target = Target(), reference: Reference = "blur", seed: int = 0
 ) -> Heatmap:
     """Run Captum's DeepLift on the same input and reference, to compare with: its residual says how far it is off.

@@ -1,0 +1,13 @@
+from pages.ui import frame, pixels, workbench
+from pages.ui.bar import bar
+from pages.ui.bench import turn_to
+
+with frame.page("Which pixels made the score?"):
+    model = workbench.load()
+    if model is not None:
+        turn_to("attribution", "deeplift", signed=True, view="superpixels", opacity=0.9)
+        bar(model)
+        workbench.notice()
+        workbench.maps(model, lambda table, label: pixels.references(model))
+        pixels.beside_captum(model)
+        pixels.experiments()
