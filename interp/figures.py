@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, singledispatch
 from typing import Any, Literal
@@ -173,6 +173,41 @@ def to_svg(
         f'<rect x="0" y="{height + 32}" width="{width}" height="8" fill="url(#scale)"/>'
         f'<text x="0" y="{height + 58}" {text}>{low}</text>'
         f'<text x="{width}" y="{height + 58}" text-anchor="end" {text}>{html.escape(high)}</text></svg>'
+    )
+
+
+_LETTERS = {"A": "#009e73", "C": "#0072b2", "G": "#e69f00", "T": "#d55e00"}
+
+
+def logo(
+    letters: str, values: np.ndarray, scale: float, spans: Sequence[tuple[int, int, str]] = (), height: int = 90
+) -> str:
+    """A sequence as an SVG: each letter as tall as its value, below the line where it is negative.
+
+    Args:
+        scale: the value that fills the height.
+        spans: (start, end, name) of what is marked under the letters.
+    """
+    step, middle = 6.0, height / 2
+    parts = [f'<line x1="0" x2="{step * len(letters)}" y1="{middle}" y2="{middle}" stroke="#999" stroke-width="0.5"/>']
+    for start, end, name in spans:
+        x, width = start * step, (end - start) * step
+        parts.append(f'<rect x="{x}" y="0" width="{width}" height="{height}" fill="#8888881c"/>')
+        parts.append(
+            f'<text x="{x + width / 2}" y="{height + 12}" text-anchor="middle" font-size="11" fill="#777" '
+            f'font-family="sans-serif">{html.escape(name)}</text>'
+        )
+    for at, (letter, value) in enumerate(zip(letters, values, strict=True)):
+        size = float(np.clip(value / scale, -1, 1)) * middle
+        if abs(size) > 0.4:  # capitals of this font are 0.716 em tall and about 0.68 em wide
+            parts.append(
+                f'<text transform="translate({at * step + step / 2:.1f} {middle}) scale({step / 6.8:.3f} '
+                f'{size / 7.16:.3f})" text-anchor="middle" font-size="10" font-weight="700" '
+                f'font-family="Arial, Helvetica, sans-serif" fill="{_LETTERS.get(letter, "#666")}">{letter}</text>'
+            )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {step * len(letters)} {height + 16}" '
+        f'width="{step * len(letters)}" height="{height + 16}">{"".join(parts)}</svg>'
     )
 
 

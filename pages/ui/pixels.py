@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import numpy as np
+import PIL.Image
 import streamlit as st
+import torch
 
 from interp import Unsuitable
 from interp.experiment import Call, Experiment
-from interp.figures import data_url, fitted, scale_of
+from interp.figures import data_url, fitted, logo, scale_of
 from interp.methods import METHODS
 from interp.methods.attribution import _pixels
 from interp.methods.attribution.deeplift_captum import operations
 from interp.model import VisionModel
+from interp.paper import attributions as methods
+from interp.paper import digits, minimum, motifs
 from interp.results import Heatmap
 from interp.samples import Image
 from pages.ui import components, jobs, show
@@ -30,8 +36,6 @@ NAMES = {
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _thumbnail(_model: VisionModel, _sample: Image, name: str, key: str) -> str:
-    import PIL.Image
-
     found = _pixels.references(_model, _model.inputs(_sample), name)  # type: ignore[arg-type]
     return data_url(fitted(PIL.Image.fromarray(_model.picture(found[0])), 120))
 
@@ -148,5 +152,134 @@ RULES = {
 }
 
 
+# ------------------------------------------------------------------------------------- the paper's own experiments
+
+
 def experiments() -> None:
-    """The DeepLIFT paper's own experiments."""
+    """The DeepLIFT paper's own experiments, run here."""
+    st.markdown("##### The experiments of the DeepLIFT paper, run here")
+    which = st.segmented_control(
+        "Experiment",
+        ["The smaller of two numbers", "Motifs in DNA", "One digit into another"],
+        default="The smaller of two numbers",
+        required=True,
+        key="experiment",
+        label_visibility="collapsed",
+    )
+    if which == "Motifs in DNA":
+        _motifs()
+    elif which == "One digit into another":
+        _digits()
+    else:
+        _minimum()
+
+
+def _bars(values: dict[str, float], unit: str, best: str = "") -> None:
+    import plotly.graph_objects as go
+
+    names = list(values)
+    colours = ["#0072b2" if name.startswith("DeepLIFT") else "#9a9a96" for name in names]
+    chart = go.Figure(go.Bar(y=names, x=[values[name] for name in names], orientation="h", marker_color=colours))
+    chart.update_traces(texttemplate="%{x:.2f}", hovertemplate="%{y}: %{x:.3f}<extra></extra>")
+    chart.update_yaxes(autorange="reversed")
+    chart.update_layout(height=40 + 30 * len(names), margin={"l": 0, "r": 10, "t": 6, "b": 30}, xaxis_title=unit)
+    st.plotly_chart(chart, key=f"bars:{unit}:{best}", config={"displayModeBar": False})
+
+
+def _minimum() -> None:
+    import plotly.graph_objects as go
+
+    left, right = st.columns([5, 7], gap="medium")
+    with left:
+        st.write(
+            "A network that takes the smaller of two numbers, min(x₁, x₂) = x₁ − relu(x₁ − x₂), compared with (0, 0). "
+            "Both numbers hold the answer down. Which method says so?"
+        )
+        one = st.slider("x₁", 0.0, 5.0, 3.0, 0.5, key="min:1")
+        two = st.slider("x₂", 0.0, 5.0, 2.0, 0.5, key="min:2")
+        found = minimum.shares(one, two)
+        up, down = one, -two
+        rise = (max(up, 0) + max(up + down, 0) - max(down, 0)) / 2
+        fall = (max(down, 0) + max(up + down, 0) - max(up, 0)) / 2
+        st.write(
+            f"Into the ReLU go the parts +{one:g} and −{two:g}. One multiplier for their sum, as in Rescale, lets the "
+            f"larger swallow the smaller. RevealCancel adds them in both orders: the first moves the ReLU by {rise:g}, "
+            f"the second by {fall:g}, and so x₁ gets {one:g} − {rise:g} = {one - rise:g} and x₂ gets {-fall:g}."
+        )
+    with right:
+        chart = go.Figure(
+            [
+                go.Bar(name=name, x=list(found), y=[pair[at] for pair in found.values()], marker_color=colour)
+                for at, (name, colour) in enumerate((("x₁", "#0072b2"), ("x₂", "#e69f00")))
+            ]
+        )
+        chart.update_traces(texttemplate="%{y:.2g}")
+        chart.update_layout(
+            barmode="group", height=320, margin={"l": 0, "r": 0, "t": 24, "b": 0},
+            yaxis_title=f"share of min = {min(one, two):g}", legend={"orientation": "h", "y": 1.12},
+        )  # fmt: skip
+        st.plotly_chart(chart, key="min:chart", config={"displayModeBar": False})
+
+
+@st.cache_data(show_spinner="Scoring 300 sequences by six methods ...")
+def _roc() -> dict[str, dict[str, float]]:
+    return motifs.roc()
+
+
+def _motifs() -> None:
+    case = st.selectbox("Case", list(motifs.CASES), index=2, key="motif:case")
+    output, counts, names, sign = motifs.CASES[case]
+    number = st.slider("Sequence", 0, 49, 0, key="motif:number")
+    st.write(
+        f"A small network has learned to say **{output}** of simulated DNA. In these sequences "
+        + (" and ".join(names))
+        + f" {'speaks' if len(names) == 1 else 'speak'} {'for' if sign > 0 else 'against'} that. "
+        "Each letter is as tall as what it adds to the logit; letters that speak against hang below the line."
+    )
+    sequences = motifs.simulate(number + 1, 1, counts)
+    last = motifs.Sequences(sequences.letters[-1:], {name: each[-1:] for name, each in sequences.inside.items()})
+    letters = "".join(motifs.LETTERS[i] for i in last.letters[0])
+    spans = [(start, end, name) for name, each in last.inside.items() for start, end in _runs(each[0])]
+    for method in ("DeepLIFT, genomics default", "Gradient x input", "Guided Backprop x input"):
+        values = motifs.scores(method, last, output)[0]
+        strongest = float(abs(values).max()) or 1.0
+        st.caption(f"{method} (tallest letter: {strongest:.2g} logits)")
+        st.image(logo(letters, values, strongest, spans), width="stretch")
+    st.markdown("**How well each method finds the letters of the motifs**, 100 sequences (area under the ROC)")
+    _bars(_roc()[case], "area under the ROC", case)
+
+
+def _runs(inside: Any) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(int), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+@st.cache_data(show_spinner="Erasing ...")
+def _changes() -> dict[str, dict[str, float]]:
+    return digits.changes()
+
+
+def _digits() -> None:
+    pairs = {f"{this} to {other}": (this, other) for this, other in digits.PAIRS}
+    pair = st.segmented_control("Turn", list(pairs), default="8 to 3", required=True, key="digit:pair")
+    this, other = pairs[pair]
+    images, labels = digits.held_out()
+    chosen = images[torch.from_numpy(labels == this)]
+    number = st.slider("Which one", 0, len(chosen) - 1, 0, key="digit:number")
+    one = chosen[number : number + 1]
+    st.write(
+        f"Each method names the pixels that speak most for {this} and least for {other}; at most 20 % are erased. "
+        "Below each picture: log-odds of the one against the other."
+    )
+    columns = st.columns(1 + len(methods.METHODS))
+    pictures = {"The digit": one} | {
+        name: digits.erased(one, digits.differences(name, one, this, other)) for name in methods.METHODS
+    }
+    for column, (name, picture) in zip(columns, pictures.items(), strict=True):
+        with column:
+            grey = (255 * (1 - picture[0, 0].numpy())).astype("uint8")
+            whole = PIL.Image.fromarray(grey).resize((160, 160), PIL.Image.Resampling.NEAREST)
+            odds = float(digits.log_odds(picture, this, other)[0])
+            st.image(data_url(whole, "PNG"), caption=f"{name}: {odds:+.1f}", width="stretch")
+    st.markdown(f"**How far the log-odds move from {this} to {other}**, mean over the held-out digits")
+    _bars(_changes()[pair], "change of the log-odds", pair)
