@@ -15,9 +15,8 @@ def test_motifs_are_planted_where_they_are_said_to_be() -> None:
         assert (found.inside[name].sum(1) == length * (2 if name == "GATA" else 1)).all()
         core = "".join(motifs.LETTERS[i] for i in weights.argmax(1))[1:-1]
         rows, starts = np.nonzero(np.diff(np.pad(found.inside[name], ((0, 0), (1, 0))).astype(int), axis=1) == 1)
-        texts = [
-            "".join(motifs.LETTERS[i] for i in found.letters[r, s + 1 : s + length - 1]) for r, s in zip(rows, starts)
-        ]
+        spans = zip(rows, starts, strict=True)
+        texts = ["".join(motifs.LETTERS[i] for i in found.letters[r, s + 1 : s + length - 1]) for r, s in spans]
         assert np.mean([text == core for text in texts]) > 0.6  # 0.95 for each of six letters
     assert not (found.inside["GATA"] & found.inside["TAL"]).any()
 
