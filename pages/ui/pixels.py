@@ -29,8 +29,8 @@ NAMES = {
     "zeros": "zeros",
     "black": "black",
     "white": "white",
-    "image mean": "its mean colour",
-    "uniform": "random colours",
+    "image mean": "its mean",
+    "uniform": "random",
 }
 
 
@@ -89,7 +89,10 @@ def beside_captum(model: VisionModel) -> None:
     """The operations of the model, and Captum's DeepLift on the same input."""
     sample, now = bench().sample, bench().experiment
     assert isinstance(sample, Image)
-    with st.expander("Does it add up? DeepLIFT here and in Captum, operation by operation", icon=":material/balance:"):
+    title = "Does it add up? DeepLIFT here and in Captum, operation by operation"
+    with st.expander(title, icon=":material/balance:", key="captum", on_change="rerun") as drawer:
+        if not drawer.open:  # made when asked for, and not before
+            return
         if text := WHY.get(now.lens.method):
             st.write(f"**{METHODS[now.lens.method].name}.** {text}")
         shared = {key: now.lens.settings[key] for key in ("target", "reference") if key in now.lens.settings}
@@ -113,7 +116,7 @@ def beside_captum(model: VisionModel) -> None:
                 show.hero(
                     f"captum:{title}", show.view(result), picture, now.digest if now.interventions else sample.sha256,
                     dataclasses.replace(bench().look, signed=True), scale, f"{title} · {result.target}",
-                    f"residual {100 * result.residual.value:.2g} %",
+                    f"residual {_percent(result.residual.value)}",
                 )  # fmt: skip
                 st.caption(result.residual.meaning.replace("|", "\\|"))
         table = operations(model, sample)
@@ -133,6 +136,10 @@ def beside_captum(model: VisionModel) -> None:
         )
         if theirs.note:
             st.write(theirs.note)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1g} %" if share >= 1e-4 else "below 0.01 %"
 
 
 RULES = {

@@ -55,13 +55,13 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["wide", "phone"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("path", ["/", "/heatmaps", "/methods", "/models", "/history"])
+@pytest.mark.parametrize("path", ["/", "/heatmaps", "/pixels", "/methods", "/models", "/history"])
 def test_every_page_opens_finished_and_fits(visit: Any, path: str, size: Any, dark: bool) -> None:
     page = visit(path, size=size, dark=dark)
     expect(page.get_by_role("heading", level=1)).to_be_visible()
     expect(page.get_by_test_id("stException")).to_have_count(0)
     expect(page.get_by_text("encountered an error")).to_have_count(0)
-    if path == "/heatmaps":
+    if path in ("/heatmaps", "/pixels"):
         expect(page.locator(".map").first).to_be_visible()
         expect(page.locator(".guess")).not_to_have_count(0)
     wide = page.evaluate("() => document.querySelector('[data-testid=stMain]').scrollWidth - innerWidth")
