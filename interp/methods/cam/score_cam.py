@@ -5,12 +5,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from interp import hooks
 from interp.method import Paper, lens
 from interp.methods.cam._channels import Forward, activations, heatmap, width
 from interp.model import VisionModel
 from interp.progress import track
 from interp.results import Heatmap
-from interp.samples import Image, Target
+from interp.samples import Image, Target, gallery
 from interp.sites import Site
 
 PAPER = Paper(
@@ -25,7 +26,17 @@ BATCH = 8
 """Masked images per forward; larger batches were not faster per image on a CPU."""
 
 
-@lens("Score-CAM", PAPER, cost=lambda model, site, **_: (width(model, site) + 1, 0))
+def live_channels(model: VisionModel, site: Site | None) -> int:
+    """How many channels fire somewhere on a photo, for the estimate: in networks of ReLUs many never do."""
+    typical = next((Image.gallery(name) for name in gallery()), None)
+    if typical is None:
+        return width(model, site)
+    with hooks.alone():
+        maps = activations(model, typical, Target(), site).activation
+    return int((maps.amax((1, 2)) > maps.amin((1, 2))).sum())
+
+
+@lens("Score-CAM", PAPER, cost=lambda model, site, **_: (live_channels(model, site) + 1, 0))
 def score_cam(
     model: VisionModel,
     sample: Image,
