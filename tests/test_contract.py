@@ -40,6 +40,7 @@ REFUSALS: dict[str, set[str]] = {
         "resnet", "resnet_bottleneck", "regnet", "convnext", "convnextv2", "efficientnet", "mobilenet_v2", "swin",
         "swinv2",
     },
+    "deeplift_captum": {"swinv2"},
     # both are rules for ReLU
     **{key: {
         "convnext", "convnextv2", "efficientnet", "vit", "deit", "dinov2", "dinov2_with_registers", "beit", "swin",

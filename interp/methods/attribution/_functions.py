@@ -43,6 +43,14 @@ ELEMENTWISE = ACTIVATIONS | _names(
 PIECEWISE = _names("relu relu6 leaky_relu prelu rrelu threshold hardtanh hardshrink softshrink abs clamp clip")
 """Made of straight pieces, so that a difference is exact however small."""
 
+SHAPES = _names(
+    "new_ones new_zeros new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like",
+)
+"""Takes nothing but a shape and a type from what it is given."""
+
+LIKE = _names("to type_as view_as reshape_as expand_as")
+"""Takes nothing but a shape and a type from all but the first it is given."""
+
 PRODUCTS = _names(
     "mul multiply rmul matmul rmatmul mm bmm linear addmm baddbmm einsum conv1d conv2d conv3d",
     "conv_transpose1d conv_transpose2d conv_transpose3d",
@@ -67,7 +75,8 @@ def name_of(function: Any) -> tuple[str, bool]:
 
 def _plain(name: str) -> str:
     name = {"true_divide": "div", "divide": "div", "vector_norm": "norm", "linalg_vector_norm": "norm"}.get(name, name)
-    return name.removeprefix("_") if name.startswith("_max_pool") else name
+    name = {"log_sigmoid": "logsigmoid"}.get(name, name)
+    return name.removeprefix("_") if name.startswith(("_max_pool", "_threshold", "_adaptive_max_pool")) else name
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -23,9 +23,11 @@ from interp import Unsuitable
 from interp.methods.attribution._functions import (
     ACTIVATIONS,
     ELEMENTWISE,
+    LIKE,
     LINEAR,
     PIECEWISE,
     PRODUCTS,
+    SHAPES,
     Product,
     _names,
     factors,
@@ -74,17 +76,17 @@ class _Pass(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        depends = [each for each in tensors((args, kwargs)) if mark_of(each) is not None]
-        if not depends:
+        inputs = [each for each in tensors((args, kwargs)) if depends(each)]
+        if not inputs:
             return function(*args, **kwargs)
         name, in_place = name_of(function)
-        marks = [mark for each in depends if (mark := mark_of(each)) is not None]
-        if name in ("detach", "data"):
+        marks = [mark for each in inputs if (mark := mark_of(each)) is not None]
+        if name in ("detach", "data") or name in SHAPES or (name in LIKE and not depends(args[0])):
             return function(*args, **kwargs)
         known = name in LINEAR or name in ELEMENTWISE or name in PRODUCTS or name in _WHOLE
         if not known or any(mark.choice for mark in marks):
             out = function(*args, **kwargs)
-            if any(each.is_floating_point() for each in tensors(out)):
+            if any(each.is_floating_point() or each.is_complex() for each in tensors(out)):
                 raise Unsuitable(_refusal(name, any(mark.choice for mark in marks)))
             for each in tensors(out):  # a comparison, an index: harmless until it chooses among numbers
                 marked(each, Mark(choice=True))
@@ -131,10 +133,14 @@ class _Pass(TorchFunctionMode):
         if name == "setitem":
             raise Unsuitable(_refusal("assignment to a part of a tensor"))
         plain = getattr(torch.Tensor, name, None) or getattr(F, name)
+        if (mark := mark_of(args[0])) is not None:  # what it was must not be overwritten where it is still needed
+            args, target = (marked(args[0].clone(), mark), *args[1:]), args[0]
+        else:
+            target = args[0]
         out = self._out_of_place(name, plain, args, {k: v for k, v in kwargs.items() if k != "inplace"})
         mark = mark_of(out) or next(mark for each in tensors(args) if (mark := mark_of(each)) is not None)
-        args[0].copy_(out)
-        return marked(args[0], mark)
+        target.copy_(out)
+        return marked(target, mark)
 
     def linear(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
         """What is linear in everything that is marked."""

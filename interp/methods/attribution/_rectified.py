@@ -71,6 +71,6 @@ def rectified_map(model: VisionModel, sample: Image, target: Target, rule: Backw
     index = model.class_index(target, logits.detach())
     found = gradient(logits[0, index], [recorded[INPUT]])[0][0]
     return pixel_map(
-        model, sample, found, index, float(logits[0, index].detach()), "",
+        model, sample, found, index, float(logits[0, index].detach()), "arbitrary unit",
         note="This map hardly depends on the class: it shows edges that the first layers see. Try another class.",
     )  # fmt: skip

@@ -32,7 +32,13 @@ RULES = {
 """The operations that Captum 0.9 has a rule for, where a module of its own does them."""
 
 
-@lens("DeepLIFT as in Captum", PAPER, cost=lambda model, **_: (5, 1))
+def _needs(model: VisionModel) -> str | None:
+    if model.family == "swinv2":
+        return "Captum's DeepLift fails on SwinV2, which has a ReLU that the image does not reach; DeepLIFT serves it."
+    return None
+
+
+@lens("DeepLIFT as in Captum", PAPER, needs=_needs, cost=lambda model, **_: (5, 1))
 def deeplift_captum(
     model: VisionModel, sample: Image, *, target: Target = Target(), reference: Reference = "blur", seed: int = 0
 ) -> Heatmap:
