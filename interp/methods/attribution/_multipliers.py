@@ -69,6 +69,7 @@ class Step:
     name: str
     inputs: tuple[Tensor, ...]
     output: Tensor
+    origin: str = ""
 
 
 class _Pass(TorchFunctionMode):
@@ -201,15 +202,17 @@ class ReferencePass(_Pass):
         return out
 
     def _keep(self, name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        origin = getattr(mark_of(inputs[0]), "origin", "")
         # detached: other objects, without marks
-        self.tape.append(Step(name, tuple(each.detach() for each in inputs), output.detach()))
+        self.tape.append(Step(name, tuple(each.detach() for each in inputs), output.detach(), origin))
 
     def _in_place(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
         # what stands on the tape must stay what it was
         for index, step in enumerate(self.tape):
             held = [each.untyped_storage().data_ptr() for each in (*step.inputs, step.output)]
             if args[0].untyped_storage().data_ptr() in held:
-                self.tape[index] = Step(step.name, tuple(each.clone() for each in step.inputs), step.output.clone())
+                kept = tuple(each.clone() for each in step.inputs)
+                self.tape[index] = Step(step.name, kept, step.output.clone(), step.origin)
         return super()._in_place(name, function, args, kwargs)
 
 
@@ -313,7 +316,8 @@ class RevealCancelPass(RescalePass):
     Linear: p' = W+ p + W- n, n' = W+ n + W- p. RevealCancel gives p and n multipliers of their own:
     p' = ([f(x0 + p) - f(x0)] + [f(x0 + p + n) - f(x0 + n)]) / 2, and n' likewise; Rescale gives both the same.
     The numbers run without a graph, the parts with one: their gradients are the multipliers. The parts are far larger
-    than the difference they leave, so they run in double precision, whatever the type of the model.
+    than the difference they leave, so they run in double precision, whatever the type of the model; behind functions
+    that the paper does not know they are the whole difference, by its sign.
     """
 
     def __init__(self, tape: list[Step], rule: Rule) -> None:
@@ -398,18 +402,18 @@ class RevealCancelPass(RescalePass):
 
     def secant(self, f: Elementwise, x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
         y, (p, n) = f(x.detach()), _streams(x)
-        m = slope(f, "", x.detach(), x0, y, y0)
-        return marked(y, Mark(streams=(m * p, m * n)))
+        return marked(y, Mark(streams=_by_sign(slope(f, "", x.detach(), x0, y, y0) * (p + n))))
 
     def chosen(self, x: Tensor, y: Tensor, multiplier: Tensor) -> Tensor:
         p, n = _streams(x)
-        return marked(y.clone(), Mark(streams=(multiplier * p, multiplier * n)))
+        return marked(y.clone(), Mark(streams=_by_sign(multiplier * (p + n))))
 
     def times(self, product: Product, a: Tensor, a0: Tensor, b: Tensor, b0: Tensor) -> Tensor:
         out = product(a.detach(), b.detach())
         a_mean, b_mean = (a.detach() + a0) / 2, (b.detach() + b0) / 2
-        one, two = _split(product, a, b_mean), _split(product, a_mean, b)
-        return marked(out, Mark(streams=(one[0] + two[0], one[1] + two[1])))
+        one, two = torch.add(*_streams(a)), torch.add(*_streams(b))
+        step = product(one, b_mean.double()) + product(a_mean.double(), two)
+        return marked(out, Mark(streams=_by_sign(step)))
 
     def picked(self, x: Tensor, x0: Tensor, winners: Tensor, multiplier: Tensor, value: Tensor) -> Tensor:
         p, n = (each.gather(-1, winners) * multiplier for each in _streams(x))
@@ -423,6 +427,16 @@ _WITH_CONSTANTS = _names(
 
 
 _TYPES = _names("to float double half bfloat16 type type_as")
+
+
+def _by_sign(step: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts behind a function that the paper does not know: the whole difference, by its sign.
+
+    Parts that were carried through attention and norms would grow from block to block until nothing is left of the
+    difference between them.
+    """
+    rises = step.detach() > 0
+    return torch.where(rises, step, 0), torch.where(rises, 0, step)
 
 
 def _streams(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -525,6 +539,8 @@ def contributions(
     """
     x = inputs.detach().expand_as(at.inputs)
     step = x - at.inputs
+    if rule == "genomics default" and not any(s.name in ACTIVATIONS and s.origin == "linear" for s in at.tape):
+        rule = "rescale"  # no activation behind a dense layer: the two are one
     if rule == "rescale":
         mode, leaves = RescalePass(list(at.tape)), [x.clone().requires_grad_()]
         start = marked(leaves[0].clone(), Mark())

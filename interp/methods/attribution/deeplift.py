@@ -1,6 +1,6 @@
 from typing import Annotated, Any
 
-from interp import progress
+from interp import Unsuitable, progress
 from interp.method import Paper, Range, Unset, lens
 from interp.methods.attribution import _multipliers
 from interp.methods.attribution._multipliers import Rule
@@ -65,7 +65,8 @@ def deeplift(
         difference.
 
     Raises:
-        Unsuitable: no such class; an operation without a rule; a reference of another size.
+        Unsuitable: no such class; an operation without a rule; a reference of another size; a network too deep for
+            reveal cancel.
 
     Assumes:
         That the reference is what the absence of evidence looks like. Another reference asks another question, and gets
@@ -91,7 +92,13 @@ def deeplift(
     progress.spent(backwards=len(maps) - 1)
     difference = float((scores.double() - at.scores[:, index].double()).mean())
     values = maps.double().mean(0)
+    gap = completeness(float(values.sum()), difference)
+    if rule != "rescale" and gap.value > 0.01:
+        raise Unsuitable(
+            f"The positive and negative parts that {rule} keeps outgrow their difference in {model.name}, "
+            "and rounding takes the rest; choose rescale."
+        )
     return pixel_map(
         model, sample, values, index, float(scores[0]), "logit per pixel",
-        residual=completeness(float(values.sum()), difference),
+        residual=gap,
     )  # fmt: skip
