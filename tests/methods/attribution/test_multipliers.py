@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -178,7 +179,11 @@ def test_every_image_model_adds_up(family: str, seed: int) -> None:
 @pytest.mark.parametrize("family", ["vit", "deit", "dinov2"])
 def test_eager_attention_adds_up_too(family: str) -> None:
     model = tiny.vision(family, torch.float64, 0)
-    network = T.AutoModelForImageClassification.from_config(model.config, attn_implementation="eager").double().eval()
+    network = (
+        T.AutoModelForImageClassification.from_config(copy.deepcopy(model.config), attn_implementation="eager")
+        .double()
+        .eval()
+    )
     network.load_state_dict(model._network.state_dict())
     x = model.inputs(tiny.image(0))
     assert relative(lambda p: network(pixel_values=p).logits, x, drawn(2, *x.shape[1:], scale=0.3)) < 1e-6
@@ -188,7 +193,7 @@ def test_eager_attention_adds_up_too(family: str) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "mistral"])
 def test_language_models_add_up_over_their_embeddings(family: str, attention: str) -> None:
     kept = tiny.language(family, 1)._network
-    network = T.AutoModelForCausalLM.from_config(kept.config, attn_implementation=attention)
+    network = T.AutoModelForCausalLM.from_config(copy.deepcopy(kept.config), attn_implementation=attention)
     network.load_state_dict(kept.state_dict())
     network = network.double().eval().requires_grad_(False)
     table = network.get_input_embeddings()
