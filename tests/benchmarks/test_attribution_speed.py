@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from interp.methods.attribution._multipliers import at_reference, contributions
+from interp.methods.attribution._pixels import gradient_at, seen
+from interp.methods.attribution.integrated_gradients import integrated_gradients
 from tests.benchmarks.clock import ratios
 from tests.benchmarks.network import forward, pixels, resnet18
+from tests.benchmarks.speed import Subject
 
 pytestmark = pytest.mark.bench
 ROUNDS = 15
@@ -63,17 +66,15 @@ def test_deeplift_takes_little_more_than_its_passes(network):
     assert found[0] <= 1.3 and found[1] <= 1.2
 
 
-def test_integrated_gradients_take_little_more_than_their_passes(network):
-    from captum.attr import IntegratedGradients
-
-    x = pixels()
-    run = IntegratedGradients(lambda p: network(pixel_values=p).logits[:, 1])
-    floor = {"steps": lambda: [backward(network, x) for _ in range(STEPS)]}
-    taken = ratios(
-        floor | {"captum": lambda: run.attribute(x, 0 * x, n_steps=STEPS, internal_batch_size=4)}, max(ROUNDS // 3, 3)
-    )
-    print(f"\nIntegrated Gradients: {taken['captum']:.2f} of {STEPS} x (forward + backward)")
-    assert taken["captum"] <= 1.1
+def test_integrated_gradients_take_little_more_than_their_passes():
+    subject = Subject()
+    model, sample = subject.model, subject.sample
+    x, _ = seen(model, sample)
+    floor = {"steps": lambda: [gradient_at(model, x, 1) for _ in range(STEPS)]}
+    lens = lambda: integrated_gradients(model, sample, target=1, steps=STEPS, reference="zeros")  # noqa: E731
+    taken = ratios(floor | {"lens": lens}, max(ROUNDS // 3, 3))
+    print(f"\nIntegrated Gradients: {taken['lens']:.2f} of {STEPS} x (forward + backward)")
+    assert taken["lens"] <= 1.1
 
 
 @pytest.mark.filterwarnings("ignore")
