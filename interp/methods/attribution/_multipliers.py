@@ -489,7 +489,8 @@ def slope(f: Elementwise, name: str, x: Tensor, x0: Tensor, y: Tensor, y0: Tenso
     """(y - y0) / (x - x0); where the two are too near for that, the derivative in the middle."""
     step = x - x0
     if name == "relu":
-        return torch.where(step == 0, (x > 0).to(x.dtype), (y - y0) / step)
+        same, ratio = step == 0, (y - y0).div_(step)
+        return torch.where(same, (x > 0).to(x.dtype), ratio) if bool(same.any()) else ratio
     if name in PIECEWISE:
         near = step == 0
     else:  # so near, rounding of y - y0 is worse than the curvature that the derivative leaves out
