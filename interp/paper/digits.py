@@ -51,6 +51,17 @@ def held_out() -> tuple[Float[Tensor, "digit 1 8 8"], Int[np.ndarray, digit]]:
     return torch.from_numpy(stored["images"].astype(np.float64) / 16)[:, None], stored["digits"]
 
 
+def held_out_of(digit: int) -> Float[Tensor, "digit 1 8 8"]:
+    """Those of one digit."""
+    images, digits = held_out()
+    return images[torch.from_numpy(digits == digit)]
+
+
+def picture(image: Float[Tensor, "1 8 8"]) -> np.ndarray:
+    """Dark ink on white, uint8 [8, 8]."""
+    return (255 * (1 - image[0])).round().byte().numpy()
+
+
 def differences(
     method: str, images: Float[Tensor, "digit 1 8 8"], this: int, other: int
 ) -> Float[Tensor, "digit 1 8 8"]:
@@ -79,10 +90,9 @@ def changes(seed: int = 0) -> dict[str, dict[str, float]]:
 
     Random erases as many pixels with ink: what a method must beat.
     """
-    images, digits = held_out()
     found: dict[str, dict[str, float]] = {}
     for this, other in PAIRS:
-        chosen = images[torch.from_numpy(digits == this)]
+        chosen = held_out_of(this)
         before = log_odds(chosen, this, other)
         moved = {}
         for method in METHODS:

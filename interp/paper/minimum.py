@@ -24,3 +24,9 @@ def shares(x1: float, x2: float) -> dict[str, tuple[float, float]]:
     x = torch.tensor([[x1, x2]], dtype=torch.float64)
     found = {name: run(minimum, x, torch.zeros_like(x), 0)[0].tolist() for name, run in METHODS.items()}
     return {name: (a, b) for name, (a, b) in found.items() if name != "DeepLIFT, genomics default"}
+
+
+def moves(x1: float, x2: float) -> tuple[float, float]:
+    """How far RevealCancel says the part +x1 raises the ReLU, and the part -x2 lowers it."""
+    up, down, both = max(x1, 0.0), max(-x2, 0.0), max(x1 - x2, 0.0)
+    return (up + both - down) / 2, (up - both - down) / 2

@@ -44,6 +44,24 @@ class Sequences:
         """One-hot, in double precision."""
         return torch.eye(4, dtype=torch.float64)[torch.from_numpy(self.letters)].transpose(1, 2)
 
+    def one(self, row: int) -> Sequences:
+        """One of the sequences."""
+        return Sequences(self.letters[[row]], {name: each[[row]] for name, each in self.inside.items()})
+
+    @property
+    def text(self) -> str:
+        """The letters of the first sequence."""
+        return "".join(LETTERS[letter] for letter in self.letters[0])
+
+    @property
+    def spans(self) -> list[tuple[int, int, str]]:
+        """(start, end, motif) of what is planted in the first sequence."""
+        found = []
+        for name, inside in self.inside.items():
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], inside[0].astype(int), [0]])))
+            found += [(int(start), int(end), name) for start, end in edges.reshape(-1, 2)]
+        return found
+
     @property
     def labels(self) -> Float[np.ndarray, "sequence output"]:
         """1 where the output is true of the sequence."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import numpy as np
 import PIL.Image
 import streamlit as st
-import torch
 
 from interp import Unsuitable
 from interp.experiment import Call, Experiment
@@ -205,13 +202,12 @@ def _minimum() -> None:
         one = st.slider("x₁", 0.0, 5.0, 3.0, 0.5, key="min:1")
         two = st.slider("x₂", 0.0, 5.0, 2.0, 0.5, key="min:2")
         found = minimum.shares(one, two)
-        up, down = one, -two
-        rise = (max(up, 0) + max(up + down, 0) - max(down, 0)) / 2
-        fall = (max(down, 0) + max(up + down, 0) - max(up, 0)) / 2
+        rise, fall = minimum.moves(one, two)
         st.write(
             f"Into the ReLU go the parts +{one:g} and −{two:g}. One multiplier for their sum, as in Rescale, lets the "
-            f"larger swallow the smaller. RevealCancel adds them in both orders: the first moves the ReLU by {rise:g}, "
-            f"the second by {fall:g}, and so x₁ gets {one:g} − {rise:g} = {one - rise:g} and x₂ gets {-fall:g}."
+            "larger swallow the smaller. RevealCancel adds them in both orders: "
+            f"the first raises the ReLU by {rise:g}, the second lowers it by {fall:g}, so x₁ gets "
+            f"{one:g} − {rise:g} = {one - rise:g} and x₂ gets {fall:g}."
         )
     with right:
         chart = go.Figure(
@@ -228,7 +224,7 @@ def _minimum() -> None:
         st.plotly_chart(chart, key="min:chart", config={"displayModeBar": False})
 
 
-@st.cache_data(show_spinner="Scoring 300 sequences by six methods ...")
+@st.cache_data(show_spinner="Scoring 400 sequences by six methods ...")
 def _roc() -> dict[str, dict[str, float]]:
     return motifs.roc()
 
@@ -243,22 +239,14 @@ def _motifs() -> None:
         + f" {'speaks' if len(names) == 1 else 'speak'} {'for' if sign > 0 else 'against'} that. "
         "Each letter is as tall as what it adds to the logit; letters that speak against hang below the line."
     )
-    sequences = motifs.simulate(number + 1, 1, counts)
-    last = motifs.Sequences(sequences.letters[-1:], {name: each[-1:] for name, each in sequences.inside.items()})
-    letters = "".join(motifs.LETTERS[i] for i in last.letters[0])
-    spans = [(start, end, name) for name, each in last.inside.items() for start, end in _runs(each[0])]
+    last = motifs.simulate(number + 1, 1, counts).one(number)
     for method in ("DeepLIFT, genomics default", "Gradient x input", "Guided Backprop x input"):
         values = motifs.scores(method, last, output)[0]
         strongest = float(abs(values).max()) or 1.0
         st.caption(f"{method} (tallest letter: {strongest:.2g} logits)")
-        st.image(logo(letters, values, strongest, spans), width="stretch")
+        st.image(logo(last.text, values, strongest, last.spans), width="stretch")
     st.markdown("**How well each method finds the letters of the motifs**, 100 sequences (area under the ROC)")
     _bars(_roc()[case], "area under the ROC", case)
-
-
-def _runs(inside: Any) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(int), [0]])))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 @st.cache_data(show_spinner="Erasing ...")
@@ -270,8 +258,7 @@ def _digits() -> None:
     pairs = {f"{this} to {other}": (this, other) for this, other in digits.PAIRS}
     pair = st.segmented_control("Turn", list(pairs), default="8 to 3", required=True, key="digit:pair")
     this, other = pairs[pair]
-    images, labels = digits.held_out()
-    chosen = images[torch.from_numpy(labels == this)]
+    chosen = digits.held_out_of(this)
     number = st.slider("Which one", 0, len(chosen) - 1, 0, key="digit:number")
     one = chosen[number : number + 1]
     st.write(
@@ -284,8 +271,7 @@ def _digits() -> None:
     }
     for column, (name, picture) in zip(columns, pictures.items(), strict=True):
         with column:
-            grey = (255 * (1 - picture[0, 0].numpy())).astype("uint8")
-            whole = PIL.Image.fromarray(grey).resize((160, 160), PIL.Image.Resampling.NEAREST)
+            whole = PIL.Image.fromarray(digits.picture(picture[0])).resize((160, 160), PIL.Image.Resampling.NEAREST)
             odds = float(digits.log_odds(picture, this, other)[0])
             st.image(data_url(whole, "PNG"), caption=f"{name}: {odds:+.1f}", width="stretch")
     st.markdown(f"**How far the log-odds move from {this} to {other}**, mean over the held-out digits")

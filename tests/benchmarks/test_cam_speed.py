@@ -1,7 +1,6 @@
 """The times that the CAMs promise, as ratios within one run on one thread: `make bench`."""
 
 import pytest
-import torch
 
 from interp.methods import METHODS
 from tests.benchmarks.clock import ratios
@@ -9,14 +8,6 @@ from tests.benchmarks.speed import ONE_PASS, Subject, score_cam_overhead
 
 pytestmark = pytest.mark.bench
 ROUNDS = 15
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -65,3 +65,10 @@ def test_the_methods_rank_as_in_the_paper(seed: int) -> None:
         assert out[name] > 0.8 > 0.5 > out["Guided Backprop x input"]
     assert against["DeepLIFT, genomics default"] > against["DeepLIFT, rescale"] + 0.1
     assert against["DeepLIFT, reveal cancel"] > against["DeepLIFT, rescale"] + 0.03
+
+
+def test_spans_say_where_the_motifs_of_a_sequence_lie() -> None:
+    one = motifs.simulate(3, 4, (2, 1)).one(2)
+    assert sorted(name for _, _, name in one.spans) == ["GATA", "GATA", "TAL"] and len(one.text) == motifs.LENGTH
+    for start, end, name in one.spans:
+        assert one.inside[name][0, start:end].all() and end - start == len(motifs.MOTIFS[name])

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def _names(*lines: str) -> frozenset[str]:
+def names(*lines: str) -> frozenset[str]:
     return frozenset(" ".join(lines).split())
 
 
-LINEAR = _names(
+LINEAR = names(
     # the same numbers in another order or type
     "view view_as reshape reshape_as flatten unflatten permute transpose t T mT H adjoint movedim moveaxis swapaxes",
     "swapdims squeeze unsqueeze expand expand_as broadcast_to repeat repeat_interleave tile contiguous clone chunk",
@@ -30,28 +30,28 @@ LINEAR = _names(
 )
 """Linear in everything that depends on the input, up to a constant."""
 
-ACTIVATIONS = _names(
+ACTIVATIONS = names(
     "relu relu6 gelu silu mish sigmoid tanh elu selu celu leaky_relu prelu rrelu softplus softsign softshrink",
     "hardshrink tanhshrink threshold hardtanh hardsigmoid hardswish logsigmoid",
 )
-ELEMENTWISE = ACTIVATIONS | _names(
+ELEMENTWISE = ACTIVATIONS | names(
     "exp expm1 exp2 log log1p log2 log10 sqrt rsqrt square abs sin cos tan atan arctan sinh cosh asinh erf erfc",
     "reciprocal pow rpow float_power clamp clip clamp_min clamp_max logit",
 )
 """Each output depends on the input at the same place alone."""
 
-PIECEWISE = _names("relu relu6 leaky_relu prelu rrelu threshold hardtanh hardshrink softshrink abs clamp clip")
+PIECEWISE = names("relu relu6 leaky_relu prelu rrelu threshold hardtanh hardshrink softshrink abs clamp clip")
 """Made of straight pieces, so that a difference is exact however small."""
 
-SHAPES = _names(
+SHAPES = names(
     "new_ones new_zeros new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like",
 )
 """Takes nothing but a shape and a type from what it is given."""
 
-LIKE = _names("to type_as view_as reshape_as expand_as")
+LIKE = names("to type_as view_as reshape_as expand_as")
 """Takes nothing but a shape and a type from all but the first it is given."""
 
-PRODUCTS = _names(
+PRODUCTS = names(
     "mul multiply rmul matmul rmatmul mm bmm linear addmm baddbmm einsum conv1d conv2d conv3d",
     "conv_transpose1d conv_transpose2d conv_transpose3d",
 )

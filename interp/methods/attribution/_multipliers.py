@@ -29,37 +29,18 @@ from interp.methods.attribution._functions import (
     PRODUCTS,
     SHAPES,
     Product,
-    _names,
     factors,
     name_of,
+    names,
     replaced,
     tensors,
 )
+from interp.methods.attribution._marks import Mark, depends, mark_of, marked, refusal
+from interp.methods.attribution._whole import POOLS, WHOLE, axis_of, given, pooled
 from interp.model import gradient
 
 Rule = Literal["rescale", "reveal cancel", "genomics default"]
 Elementwise = Callable[[Tensor], Tensor]
-
-
-@dataclass
-class Mark:
-    """What a tensor that depends on the input carries."""
-
-    origin: str = ""
-    """conv or linear: the last of them behind it, which tells the genomics default what to do"""
-    choice: bool = False
-    """a comparison or index made of it, which no multiplier can follow"""
-    streams: tuple[Tensor, Tensor] | None = None
-    """the positive and the negative part of its difference from the reference, for RevealCancel"""
-
-
-def mark_of(tensor: Tensor) -> Mark | None:
-    return getattr(tensor, "_deeplift", None)
-
-
-def marked(tensor: Tensor, mark: Mark) -> Tensor:
-    tensor._deeplift = mark  # type: ignore[attr-defined]
-    return tensor
 
 
 @dataclass(frozen=True)
@@ -84,11 +65,11 @@ class _Pass(TorchFunctionMode):
         marks = [mark for each in inputs if (mark := mark_of(each)) is not None]
         if name in ("detach", "data") or name in SHAPES or (name in LIKE and not depends(args[0])):
             return function(*args, **kwargs)
-        known = name in LINEAR or name in ELEMENTWISE or name in PRODUCTS or name in _WHOLE
+        known = name in LINEAR or name in ELEMENTWISE or name in PRODUCTS or name in WHOLE
         if not known or any(mark.choice for mark in marks):
             out = function(*args, **kwargs)
             if any(each.is_floating_point() or each.is_complex() for each in tensors(out)):
-                raise Unsuitable(_refusal(name, any(mark.choice for mark in marks)))
+                raise Unsuitable(refusal(name, any(mark.choice for mark in marks)))
             for each in tensors(out):  # a comparison, an index: harmless until it chooses among numbers
                 marked(each, Mark(choice=True))
             return out
@@ -116,10 +97,10 @@ class _Pass(TorchFunctionMode):
             try:
                 product, a, b, added = factors(name, function, args, kwargs)
             except NotImplementedError:
-                raise Unsuitable(_refusal(name)) from None
+                raise Unsuitable(refusal(name)) from None
             if not (depends(a) and depends(b)):
                 if depends(added):
-                    raise Unsuitable(_refusal(f"{name} with a bias that depends on the input"))
+                    raise Unsuitable(refusal(f"{name} with a bias that depends on the input"))
                 return self.scale(name, function, args, kwargs)
             out = self.nonlinear("product", product, (a, b), {})
             if mark_of(out) is None:
@@ -132,7 +113,7 @@ class _Pass(TorchFunctionMode):
 
     def _in_place(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
         if name == "setitem":
-            raise Unsuitable(_refusal("assignment to a part of a tensor"))
+            raise Unsuitable(refusal("assignment to a part of a tensor"))
         plain = getattr(torch.Tensor, name, None) or getattr(F, name)
         if (mark := mark_of(args[0])) is not None:  # what it was must not be overwritten where it is still needed
             args, target = (marked(args[0].clone(), mark), *args[1:]), args[0]
@@ -153,17 +134,6 @@ class _Pass(TorchFunctionMode):
 
     def nonlinear(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError
-
-
-def _refusal(name: str, chooses: bool = False) -> str:
-    if chooses:
-        return f"{name} chooses by values that depend on the input, and DeepLIFT has no rule for choices."
-    return f"DeepLIFT has no rule for the operation {name!r} that this model uses; Integrated Gradients needs none."
-
-
-def depends(value: Any) -> bool:
-    """Whether it is a tensor that depends on the input."""
-    return isinstance(value, Tensor) and mark_of(value) is not None
 
 
 def _second(args: Any, kwargs: Any) -> Any:
@@ -190,10 +160,10 @@ class ReferencePass(_Pass):
 
     def nonlinear(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
         inputs = tuple(each for each in tensors((args, kwargs)) if mark_of(each) is not None)
-        if name in _POOLS:
-            out, winners = _pooled(name, args, kwargs)
+        if name in POOLS:
+            out, winners = pooled(name, args, kwargs)
             self._keep(name, (*inputs, winners), out)
-            return _given(name, kwargs, out, winners)
+            return given(name, kwargs, out, winners)
         before = [each._version for each in inputs]
         out = function(*args, **kwargs)
         if before != [each._version for each in inputs]:
@@ -236,7 +206,7 @@ class RescalePass(_Pass):
         self.at += 1
         if name in ELEMENTWISE:
             if len(inputs) > 1:
-                raise Unsuitable(_refusal(f"{name} of two things that depend on the input"))
+                raise Unsuitable(refusal(f"{name} of two things that depend on the input"))
             x = inputs[0]
 
             def f(v: Tensor) -> Tensor:
@@ -248,11 +218,11 @@ class RescalePass(_Pass):
             return self.elementwise(name, f, x, step.inputs[0], step.output)
         if name == "product":
             return self.times(function, args[0], step.inputs[0], args[1], step.inputs[1])
-        if name in _POOLS:
+        if name in POOLS:
             return self._pool(name, args, kwargs, step)
         self.references = {id(each): reference for each, reference in zip(inputs, step.inputs, strict=True)}
         with self:
-            return _WHOLE[name](self, *args, **kwargs)
+            return WHOLE[name](self, *args, **kwargs)
 
     def reference(self, value: Any) -> Any:
         """What stood in the place of `value` at the reference: itself where it does not depend on the input."""
@@ -287,10 +257,10 @@ class RescalePass(_Pass):
         """The winner at the input takes a rise, the winner at the reference a fall: a multiplier from 0 to 1."""
         x, x0, chosen0 = args[0], step.inputs[0], step.inputs[1]
         plain = args[0].detach()
-        y, chosen = _pooled(name, (plain, *args[1:]), kwargs)
-        rank, minimum = _POOLS[name], name in ("min", "amin")
+        y, chosen = pooled(name, (plain, *args[1:]), kwargs)
+        rank, minimum = POOLS[name], name in ("min", "amin")
         if not rank:  # a maximum over one axis
-            axis, keep = _axis(args, kwargs)
+            axis, keep = axis_of(args, kwargs)
             shape = lambda t: t.movedim(axis, -1)  # noqa: E731
             fit = (lambda t: t.movedim(axis, -1)) if keep else (lambda t: t.unsqueeze(-1))
             undo = (lambda t: t.movedim(-1, axis)) if keep else (lambda t: t.squeeze(-1))
@@ -307,7 +277,7 @@ class RescalePass(_Pass):
         multiplier = torch.where(moved == 0, torch.ones_like(moved), rise / moved)
         with self:
             out = undo(self.picked(shape(x), flat0, winners, multiplier, value))
-        return _given(name, kwargs, out, chosen)
+        return given(name, kwargs, out, chosen)
 
 
 class RevealCancelPass(RescalePass):
@@ -420,13 +390,13 @@ class RevealCancelPass(RescalePass):
         return marked(value.clone(), Mark(streams=(p, n)))
 
 
-_WITH_CONSTANTS = _names(
+_WITH_CONSTANTS = names(
     "add sub subtract radd rsub cat concat concatenate stack hstack vstack where masked_fill pad constant_pad_nd",
     "index_copy",
 )
 
 
-_TYPES = _names("to float double half bfloat16 type type_as")
+_TYPES = names("to float double half bfloat16 type type_as")
 
 
 def _by_sign(step: Tensor) -> tuple[Tensor, Tensor]:
@@ -562,235 +532,3 @@ def contributions(
     parts = [step] if rule == "rescale" else [each.detach() for each in leaves]
     shares = [m * part for m, part in zip(multipliers, parts, strict=True)]
     return torch.stack(shares).sum(0), scores.detach()[:, index]
-
-
-# ------------------------------------------------------------------------------------------------ whole functions
-
-_POOLS = {
-    **{f"{kind}max_pool{n}d": n for kind in ("", "adaptive_") for n in (1, 2, 3)},
-    **{f"{kind}max_pool{n}d_with_indices": n for kind in ("", "adaptive_") for n in (1, 2, 3)},
-    **dict.fromkeys(("max", "amax", "min", "amin"), 0),
-}
-"""What picks a winner, and over how many trailing axes (0: over one named axis)."""
-
-
-def _pooled(name: str, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Values and winners."""
-    if _POOLS[name]:
-        function = getattr(F, name.removesuffix("_with_indices"))
-        more = {key: value for key, value in kwargs.items() if key != "return_indices"}
-        return function(*args[: 2 if "adaptive" in name else 6], **more, return_indices=True)
-    axis, keep = _axis(args, kwargs)
-    chosen = args[0].max(axis, keepdim=keep) if name in ("max", "amax") else args[0].min(axis, keepdim=keep)
-    return chosen.values, chosen.indices
-
-
-def _given(name: str, kwargs: Any, values: Tensor, winners: Tensor) -> Any:
-    """What the function gives: values alone, or with the winners."""
-    if name in ("max", "min"):
-        return getattr(torch.return_types, name)((values, winners))
-    return (values, winners) if kwargs.get("return_indices") or name.endswith("indices") else values
-
-
-def _axis(args: Any, kwargs: Any) -> tuple[int, bool]:
-    axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    if isinstance(axis, list | tuple) and len(axis) == 1:
-        axis = axis[0]
-    if not isinstance(axis, int):
-        raise Unsuitable(_refusal("max over several axes, or of two tensors,"))
-    return axis, bool(kwargs.get("keepdim", args[2] if len(args) > 2 else False))
-
-
-def _logsumexp(rules: RescalePass, input: Tensor, dim: int, keepdim: bool = False) -> Tensor:
-    """exp, a sum, and log, all relative to the larger of both results, so that nothing overflows."""
-    x, x0 = input, rules.reference(input)
-    out, out0 = (each.logsumexp(dim, keepdim=True) for each in (x.detach(), x0))
-    c = torch.maximum(out, out0)
-    total, total0 = (out - c).exp(), (out0 - c).exp()
-    near = (out - out0).abs() <= math.sqrt(torch.finfo(out.dtype).eps)
-    multiplier = torch.where(near, 2 / (total + total0), (out - out0) / (total - total0))
-    e = rules.secant(torch.exp, x - c, x0 - c, (x0 - c).exp())
-    found = rules.chosen(e.sum(dim, keepdim=True), out, multiplier)
-    return found if keepdim else found.squeeze(dim)
-
-
-def _softmax(rules: RescalePass, input: Tensor, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
-    """exp(x - logsumexp(x)): every multiplier in it is at most 1, however far image and reference are apart."""
-    x, x0 = input, rules.reference(input)
-    if dtype is not None:
-        x, x0 = x.to(dtype), x0.to(dtype)
-    rules.references[id(x)] = x0
-    y0 = x0.softmax(dim)
-    return rules.secant(torch.exp, x - _logsumexp(rules, x, dim, True), x0.log_softmax(dim), y0)
-
-
-def _log_softmax(rules: RescalePass, input: Tensor, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
-    x = input if dtype is None else input.to(dtype)
-    if x is not input:
-        rules.references[id(x)] = rules.reference(input).to(dtype)
-    return x - _logsumexp(rules, x, dim, True)
-
-
-def _softmin(rules: RescalePass, input: Tensor, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
-    x = -input
-    rules.references[id(x)] = -rules.reference(input)
-    return _softmax(rules, x, dim, dtype=dtype)
-
-
-def _normed(
-    rules: RescalePass, x: Tensor, x0: Tensor, dims: tuple[int, ...], eps: float, centre: bool = True
-) -> Tensor:
-    """x / sqrt(mean x^2 + eps), centred before: square, rsqrt, and a product."""
-    c, c0 = (x - x.mean(dims, keepdim=True), x0 - x0.mean(dims, keepdim=True)) if centre else (x, x0)
-    square0 = c0.square()
-    v0 = square0.mean(dims, keepdim=True)
-    r = lambda v: torch.rsqrt(v + eps)  # noqa: E731
-    v = rules.secant(torch.square, c, c0, square0).mean(dims, keepdim=True)
-    return rules.times(torch.mul, c, c0, rules.secant(r, v, v0, r(v0)), r(v0))
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
-
-
-def _layer_norm(
-    rules: RescalePass, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5,
-    *_: Any, **__: Any,
-) -> Tensor:  # fmt: skip
-    dims = tuple(range(-len(normalized_shape), 0))
-    return _affine(_normed(rules, input, rules.reference(input), dims, eps), weight, bias)
-
-
-def _rms_norm(
-    rules: RescalePass, input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
-) -> Tensor:
-    dims = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    return _affine(_normed(rules, input, rules.reference(input), dims, eps, centre=False), weight, None)
-
-
-def _group_norm(
-    rules: RescalePass, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5,
-    *_: Any,
-) -> Tensor:  # fmt: skip
-    x, x0 = (each.unflatten(1, (num_groups, -1)).flatten(2) for each in (input, rules.reference(input)))
-    shape = (-1, *[1] * (input.dim() - 2))
-    weight, bias = (None if each is None else each.view(shape) for each in (weight, bias))
-    return _affine(_normed(rules, x, x0, (-1,), eps).reshape(input.shape), weight, bias)
-
-
-def _norm(rules: RescalePass, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
-    if kwargs.get("p", ord) not in (2, 2.0, None, "fro"):
-        raise Unsuitable(_refusal("a norm other than 2"))
-    x0 = rules.reference(x)
-    square0 = x0.square()
-    dims = tuple(range(x.dim())) if dim is None else dim
-    v0 = square0.sum(dims, keepdim=keepdim)
-    return rules.secant(
-        torch.sqrt, rules.secant(torch.square, x, x0, square0).sum(dims, keepdim=keepdim), v0, v0.sqrt()
-    )
-
-
-def _normalize(rules: RescalePass, input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, **_: Any) -> Tensor:
-    if p != 2:
-        raise Unsuitable(_refusal("a norm other than 2"))
-    x, x0 = input, rules.reference(input)
-    square0 = x0.square()
-    v0 = square0.sum(dim, keepdim=True)
-    r = lambda v: v.sqrt().clamp_min(eps).reciprocal()  # noqa: E731
-    v = rules.secant(torch.square, x, x0, square0).sum(dim, keepdim=True)
-    return rules.times(torch.mul, x, x0, rules.secant(r, v, v0, r(v0)), r(v0))
-
-
-def _var(
-    rules: RescalePass, x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
-    correction: float | None = None, root: bool = False,
-) -> Tensor:  # fmt: skip
-    dims = tuple(range(x.dim())) if dim is None else dim if isinstance(dim, list | tuple) else (dim,)
-    count = math.prod(x.shape[each] for each in dims) - (float(unbiased) if correction is None else correction)
-    x0 = rules.reference(x)
-    c, c0 = x - x.mean(dims, keepdim=True), x0 - x0.mean(dims, keepdim=True)
-    square0 = c0.square()
-    v0 = square0.sum(dims, keepdim=keepdim) / count
-    v = rules.secant(torch.square, c, c0, square0).sum(dims, keepdim=keepdim) / count
-    return rules.secant(torch.sqrt, v, v0, v0.sqrt()) if root else v
-
-
-def _divided(rules: RescalePass, input: Any, other: Any, **kwargs: Any) -> Tensor:
-    if kwargs.get("rounding_mode"):
-        raise Unsuitable(_refusal("division with rounding"))
-    b0 = rules.reference(other)
-    r = rules.secant(torch.reciprocal, other, b0, b0.reciprocal())
-    if depends(input):
-        return rules.times(torch.mul, input, rules.reference(input), r, b0.reciprocal())
-    return r * input
-
-
-def _rdivided(rules: RescalePass, input: Any, other: Any) -> Tensor:
-    """other / input."""
-    return _divided(rules, other, input)
-
-
-def _glu(rules: RescalePass, input: Tensor, dim: int = -1) -> Tensor:
-    (a, b), (a0, b0) = input.chunk(2, dim), rules.reference(input).chunk(2, dim)
-    return rules.times(torch.mul, a, a0, rules.secant(torch.sigmoid, b, b0, b0.sigmoid()), b0.sigmoid())
-
-
-def _larger(rules: RescalePass, input: Any, other: Any) -> Tensor:
-    """max(a, b) = b + relu(a - b)."""
-    gap0 = rules.reference(input) - rules.reference(other)
-    return other + rules.secant(torch.relu, input - other, gap0, gap0.relu())
-
-
-def _smaller(rules: RescalePass, input: Any, other: Any) -> Tensor:
-    """min(a, b) = a - relu(a - b)."""
-    gap0 = rules.reference(input) - rules.reference(other)
-    return input - rules.secant(torch.relu, input - other, gap0, gap0.relu())
-
-
-def _attention(
-    rules: RescalePass, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    """Scaled dot-product attention: a product, a softmax, a product."""
-    (q, k, v), (q0, k0, v0) = (query, key, value), map(rules.reference, (query, key, value))
-    if enable_gqa:
-        k, k0, v, v0 = (each.repeat_interleave(q.shape[-3] // each.shape[-3], -3) for each in (k, k0, v, v0))
-    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    mask: Any = 0.0
-    if is_causal:
-        attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-    if attn_mask is not None:
-        mask = attn_mask
-        if attn_mask.dtype == torch.bool:
-            mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -math.inf)
-    q, q0 = q * factor, q0 * factor
-    k, k0 = k.transpose(-2, -1), k0.transpose(-2, -1)
-    scores0 = q0 @ k0 + mask
-    scores = rules.both(torch.matmul, q, q0, k, k0) + mask
-    rules.references[id(scores)] = scores0
-    return rules.both(torch.matmul, _softmax(rules, scores), scores0.softmax(-1), v, v0)
-
-
-_WHOLE: dict[str, Callable[..., Tensor]] = {
-    "softmax": _softmax,
-    "log_softmax": _log_softmax,
-    "softmin": _softmin,
-    "logsumexp": _logsumexp,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "group_norm": _group_norm,
-    "norm": _norm,
-    "normalize": _normalize,
-    "var": _var,
-    "std": lambda *args, **kwargs: _var(*args, **kwargs, root=True),
-    "div": _divided,
-    "rdiv": _rdivided,
-    "glu": _glu,
-    "maximum": _larger,
-    "minimum": _smaller,
-    "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(_POOLS, _softmax),
-}
-"""Functions taken apart into steps that have a rule: what extends the papers, which know of none of them."""
