@@ -27,7 +27,7 @@ def families() -> dict[str, tuple[str, str]]:
 @cache
 def passes(key: str) -> tuple[float, float] | None:
     """Forwards and backwards of a method with its default settings on an embedded model that it serves."""
-    for name in ("photos", "photos-vit"):
+    for name in ("photos", "photos-vit", "stories"):
         if name not in zoo.shelf():
             continue
         model = zoo.load(name)

@@ -262,17 +262,22 @@ def _(result: TokenScores, **_: Any) -> Any:
 
 
 @figure.register
-def _(result: TokenGrid, **_: Any) -> Any:
+def _(result: TokenGrid, sheet: str | None = None, **_: Any) -> Any:
     import plotly.graph_objects as go
 
+    words = [[cell[0] for cell in row] for row in result.choices]
+    values = result.values[result.sheets.index(sheet) if sheet else 0]
+    scale = float(np.nanmax(np.abs(values), initial=0)) or 1.0
     grid = go.Heatmap(
-        z=result.values,
-        y=list(result.rows),
-        text=result.texts or None,
-        texttemplate="%{text}" if result.texts else None,
-        colorscale="Cividis",
+        z=values,
+        text=words or None,
+        texttemplate="%{text}" if words else None,
+        colorbar={"title": sheet or result.sheets[0]},
+        **({"colorscale": "RdBu_r", "zmin": -scale, "zmax": scale} if result.signed else {"colorscale": "Cividis"}),
     )
     chart = go.Figure(grid)
+    chart.update_yaxes(tickvals=list(range(len(result.rows))), ticktext=list(result.rows), autorange="reversed")
+    # by number, as a token may stand in several columns
     return chart.update_xaxes(tickvals=list(range(len(result.columns))), ticktext=list(result.columns))
 
 

@@ -182,6 +182,10 @@ class Model:
         self._point(site)
         return site
 
+    def address(self, site: Site) -> str:
+        """The path of the module at which a site lies."""
+        return self._point(site).key[1]
+
     def _point(self, site: Site) -> Point:
         if site.kind == "module":
             path, _, port = str(site.path).partition(":")
@@ -462,14 +466,15 @@ class LanguageModel(Model):
             whole = longer
         return texts
 
-    def inputs(self, sample: Prompt | str | Sequence[Prompt | str]) -> Int[Tensor, "batch position"]:
-        """Token ids; of several prompts, padded at the left with -1.
+    def inputs(self, sample: Prompt | str | Sequence[Prompt | str], cut: bool = False) -> Int[Tensor, "batch position"]:
+        """Token ids; of several prompts, padded at the left with -1. `cut`: what is too long loses its end.
 
         Raises:
             Unsuitable: longer than the model's context.
         """
         samples = [sample] if isinstance(sample, Prompt | str) else list(sample)
         ids = [self.tokenizer(each if isinstance(each, str) else each.text)["input_ids"] for each in samples]
+        ids = [each[: self.limit] for each in ids] if cut else ids
         longest = max(len(each) for each in ids)
         if longest == 0:
             raise Unsuitable("The prompt has no tokens; type a few words.")
@@ -548,6 +553,34 @@ class LanguageModel(Model):
         if len(whole) > len(text):
             yield whole[len(text) :]
 
+    def token_text(self, index: int) -> str:
+        """The text of one token; of a part of a character, or of nothing, the vocabulary's own name for it."""
+        text = str(self.tokenizer.decode([index], clean_up_tokenization_spaces=False))
+        return text if text and "\ufffd" not in text else str(self.tokenizer.convert_ids_to_tokens(index))
+
+    def resume(self, layer: int, resid_pre: Float[Tensor, "batch position d_model"]) -> Block:
+        """A block in which a forward begins at `layer`, from what entered it before: the layers below are not run."""
+        if layer == 0:
+            return self.edit({Site("resid_pre", 0): lambda _: resid_pre})
+        return self.around(
+            {below: lambda run, hidden: hidden for below in range(layer - 1)}
+            | {layer - 1: lambda run, hidden: resid_pre}
+        )
+
+    def final(self, resid: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position d_model"]:
+        """What the unembedding is given when the last block leaves `resid`: the final norm, and OPT's projection."""
+        modules = [self.network.get_submodule(path) for path in self.parts.before_logits]
+        with hooks.alone():  # the plan speaks of the model's own forwards
+            for module in modules:
+                resid = module(resid)
+        return resid
+
+    @property
+    def unembedding(self) -> tuple[Tensor, Tensor | None, float | None]:
+        """W_U [token, d_model], its bias or None, and the cap of the logits or None."""
+        head: Any = self.network.get_output_embeddings()  # type: ignore[operator]
+        return head.weight, getattr(head, "bias", None), getattr(self.config, "final_logit_softcapping", None)
+
     def token_index(self, target: Target, logits: Float[Tensor, token] | None = None) -> int:
         """The id of the token that `target` names; the likeliest where it names none.
 
@@ -562,12 +595,12 @@ class LanguageModel(Model):
             if not 0 <= target.name < self.config.vocab_size:
                 raise Unsuitable(f"{self.name} has tokens 0 to {self.config.vocab_size - 1}, not {target.name}.")
             return target.name
-        ids = self.tokenizer(target.name, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise Unsuitable(
-                f"{target.name!r} is {len(ids)} tokens for {self.name}; choose one that is a single token."
-            )
-        return int(ids[0])
+        # most words are one token only with the space before them, which is easily forgotten
+        for text in (target.name, " " + target.name) if target.name.strip() else (target.name,):
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                return int(ids[0])
+        raise Unsuitable(f"{target.name[:40]!r} is no single token for {self.name}; choose one that is.")
 
     def _random_input(self) -> Tensor:
         return torch.arange(3, device=self.device).view(1, 3)

@@ -12,6 +12,8 @@ from interp.sites import Site
 ATTENTION = ("attn", "self_attn", "attention")
 MLP = ("mlp", "block_sparse_moe", "feed_forward")
 DOWN = ("c_proj", "fc2", "down_proj", "dense_4h_to_h", "weights_out")
+PROJECTION = ("o_proj", "c_proj", "dense", "out_proj")
+FINAL_NORM = ("norm", "ln_f", "final_layer_norm")
 # what the attention (MLP) adds to the residual stream leaves through the first of these that the block has
 AFTER_ATTENTION = ("layer_scale1",)
 AFTER_MLP = ("layer_scale2", "post_feedforward_layernorm")
@@ -37,6 +39,8 @@ class Parts:
             (path for path, module in network.named_modules() if isinstance(module, nn.Embedding)), ""
         )
         """the token embedding: the first table of a language model"""
+        self.before_logits = self._before_logits()
+        """what a language model does to the last residual stream before the unembedding, as paths of modules"""
         if self.blocks and getattr(self.config, "use_parallel_residual", False):
             self.refused["resid_mid"] = "attention and MLP read the same residual stream in parallel"
         if self.blocks and not getattr(network, "_supports_attention_backend", False):
@@ -75,6 +79,20 @@ class Parts:
     def _patches(self) -> tuple[int, int] | None:
         image, patch = (_pair(getattr(self.config, key, None)) for key in ("image_size", "patch_size"))
         return (image[0] // patch[0], image[1] // patch[1]) if image and patch else None
+
+    def _before_logits(self) -> tuple[str, ...]:
+        if not self.blocks:
+            return ()
+        around, _, _ = self.block_paths[0].rpartition(".")[0].rpartition(".")
+        holder = self.network.get_submodule(around)
+        found = (_child(holder, FINAL_NORM), _child(holder, ("project_out",)))
+        return tuple(f"{around}.{name}".strip(".") for name in found if name)
+
+    def projection(self, layer: int) -> str | None:
+        """The module that takes the heads' z, side by side, to the residual stream."""
+        attention = _child(self.blocks[layer], ATTENTION)
+        name = _child(getattr(self.blocks[layer], str(attention)), PROJECTION)
+        return f"{self.block_paths[layer]}.{attention}.{name}" if name else None
 
     def transformer_addresses(self) -> Iterator[tuple[Site, tuple[str, str, str | None]]]:
         """Site -> (module, port, block) of every block, in the order they are computed."""

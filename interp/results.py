@@ -170,23 +170,35 @@ class Heatmap(Result):
 
 @dataclass(frozen=True, eq=False)
 class TokenScores(Result):
-    """One signed score per token. values: [token]."""
+    """One signed score per token. values: [token]. score: what is explained, the logit (difference) of `target`."""
 
     tokens: tuple[str, ...]
     values: np.ndarray
     target: str = ""
     units: str = ""
+    score: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
 class TokenGrid(Result):
-    """A matrix over rows (layers, say) and tokens: values [row, column], and a text per cell if there is one."""
+    """Matrices over rows (layers, heads, queries) and columns (tokens, mostly), one sheet for each quantity or head.
+
+    values: [sheet, row, column], NaN where there is nothing; what a sheet holds, with its unit, is its name.
+    choices: per cell, the likeliest tokens; chances: [row, column, choice], their probabilities.
+    signed: whether zero is the middle of the scale.
+    """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: np.ndarray
-    texts: tuple[tuple[str, ...], ...] = ()
-    units: str = ""
+    sheets: tuple[str, ...]
+    choices: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    chances: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
+    signed: bool = False
+
+    def sheet(self, name: str) -> np.ndarray:
+        """The matrix [row, column] of that name."""
+        return self.values[self.sheets.index(name)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ import PIL.Image
 from interp import Missing, Unsuitable, store
 
 GALLERY = Path(__file__).parent.parent / "assets" / "gallery"
+TEXTS = GALLERY.parent / "texts.json"
 MAX_PIXELS = 50_000_000
 """Above this an image is refused from its header, before any memory is spent on it."""
 MAX_SIDE, MIN_SIDE, MAX_ASPECT = 1536, 8, 20
@@ -178,6 +179,12 @@ class TextSet:
 
     def __post_init__(self) -> None:
         _check(*self.texts)
+
+
+@lru_cache(1)
+def reference_texts() -> TextSet:
+    """The embedded texts: what means are taken over and lenses are fitted on where nothing else is given."""
+    return TextSet(tuple(json.loads(TEXTS.read_text())["texts"]))
 
 
 def _check(*texts: Any) -> None:

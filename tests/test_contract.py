@@ -25,7 +25,7 @@ from interp.model import VisionModel
 from interp.results import Heatmap, Result
 from interp.samples import Image, Prompt
 from tests import tiny
-from tests.acting import IDENTITY, INTERVENTIONS, LENSES, acting
+from tests.acting import IDENTITY, INTERVENTIONS, LENSES, LOOKS, acting
 from tests.state import state
 
 FAMILIES = [*tiny.VISION, *tiny.LANGUAGE]
@@ -41,6 +41,8 @@ REFUSALS: dict[str, set[str]] = {
         "swinv2",
     },
     "deeplift_captum": {"swinv2"},
+    # a mixture of experts has no one hidden layer
+    "ablate_neurons": {"mixtral"},
     # both are rules for ReLU
     **{key: {
         "convnext", "convnextv2", "efficientnet", "vit", "deit", "dinov2", "dinov2_with_registers", "beit", "swin",
@@ -135,8 +137,14 @@ def test_the_same_call_gives_equal_results_cached_or_not(key: str, family: str) 
 BATCHED = [key for key in LENSES if {"BATCH", "BYTES"} & set(vars(sys.modules[METHODS[key].function.__module__]))]
 
 
-@pytest.mark.parametrize("family", ["resnet", "convnext", "vit", "swin"])
-@pytest.mark.parametrize("key", BATCHED)
+@pytest.mark.parametrize(
+    ("key", "family"),
+    [
+        pair
+        for pair in PLAIN
+        if pair.values[0] in BATCHED and pair.values[1] in ("resnet", "convnext", "vit", "swin", "gpt2", "gemma2")
+    ],
+)
 def test_the_size_of_batches_changes_nothing_beyond_rounding(
     key: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +249,7 @@ def test_at_its_identity_setting_nothing_is_entered(key: str, family: str) -> No
         assert torch.equal(model(given), plain)
 
 
-@pytest.mark.parametrize("family", ["resnet", "vit", "swin"])
+@pytest.mark.parametrize("family", ["resnet", "vit", "swin", "gpt2", "llama", "gemma2"])
 def test_every_lens_after_every_intervention(family: str) -> None:
     """Each result is of the changed model, however the captures of the unchanged one are kept."""
     model = made(family)
@@ -253,14 +261,15 @@ def test_every_lens_after_every_intervention(family: str) -> None:
             if not serves(lens, model):
                 continue
             model.forget()
-            plain = METHODS[lens](model, given)
+            look = dict(LOOKS.get(lens, {}))
+            plain = METHODS[lens](model, given, **look)
             with METHODS[change](model, given, **acting(model)[change]):
-                after = METHODS[lens](model, given)
-            assert METHODS[lens](model, given) == plain
+                after = METHODS[lens](model, given, **look)
+            assert METHODS[lens](model, given, **look) == plain
             model.forget()
             with METHODS[change](model, given, **acting(model)[change]):
-                assert METHODS[lens](model, given) == after, (change, lens)
-            assert METHODS[lens](model, given) == plain and after != plain, (change, lens)
+                assert METHODS[lens](model, given, **look) == after, (change, lens)
+            assert METHODS[lens](model, given, **look) == plain and after != plain, (change, lens)
 
 
 @pytest.mark.parametrize(("key", "family"), PLAIN)
@@ -291,8 +300,9 @@ def _equal(left: Any, right: Any) -> bool:
 # ------------------------------------------------------------------------------------------- 7: progress and estimates
 
 
-PARTIAL = ("ablation_cam",)
-"""These run only what lies above the layer for each example, which the estimate counts in parts and the meter whole."""
+PARTIAL = ("ablation_cam", "tuned_lens")
+"""The first runs only what lies above the layer for each example, which the estimate counts in parts and the meter
+whole; the second keeps what it has fitted."""
 
 
 @pytest.mark.parametrize(("key", "family"), [pair for pair in PLAIN if pair.values[1] in ("resnet", "vit", "gpt2")])
@@ -386,7 +396,7 @@ def test_bad_settings_and_samples_get_a_sentence(key: str) -> None:
                 _ = _used(method, model, settings)
     for control in method.controls:
         if control.kind == "site":
-            for site in ("stage.99", "resid_post.99", "z.0", "module:nowhere", "nonsense"):
+            for site in ("stage.99", "resid_post.99", "z.99", "module:nowhere", "nonsense"):
                 with pytest.raises(Unsuitable):
                     _used(method, model, {**(acting(model).get(key, {})), control.name: site})
         if control.kind == "target":

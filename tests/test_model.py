@@ -25,10 +25,6 @@ from tests import tiny
 from tests.test_hooks import IDS, _check_sites, near
 
 MORE: dict[str, Callable[[], Any]] = {
-    "gemma3_text": lambda: T.Gemma3TextConfig(head_dim=4, sliding_window=4, **tiny.LLAMA),
-    "phi3": lambda: T.Phi3Config(**tiny.LLAMA),
-    "olmo2": lambda: T.Olmo2Config(**tiny.LLAMA),
-    "mixtral": lambda: T.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **tiny.LLAMA),
     "opt_post_norm": lambda: _changed(tiny.LANGUAGE["opt"](), do_layer_norm_before=False),
     "neox_serial": lambda: _changed(tiny.LANGUAGE["gpt_neox"](), use_parallel_residual=False),
     "mistral_sliding": lambda: T.MistralConfig(sliding_window=3, **tiny.LLAMA),

@@ -93,6 +93,10 @@ LANGUAGE: dict[str, Callable[[], Any]] = {
     "qwen2": lambda: T.Qwen2Config(**LLAMA),
     "qwen3": lambda: T.Qwen3Config(head_dim=4, **LLAMA),
     "gemma2": lambda: T.Gemma2Config(head_dim=4, sliding_window=64, **LLAMA),
+    "gemma3_text": lambda: T.Gemma3TextConfig(head_dim=4, sliding_window=4, **LLAMA),
+    "phi3": lambda: T.Phi3Config(**LLAMA),
+    "olmo2": lambda: T.Olmo2Config(**LLAMA),
+    "mixtral": lambda: T.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **LLAMA),
     "gpt_neox": lambda: T.GPTNeoXConfig(**{key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}),
     "opt": lambda: T.OPTConfig(
         vocab_size=258,

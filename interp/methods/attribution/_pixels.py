@@ -89,14 +89,14 @@ def references(
     return (colours - mean) / std
 
 
-def completeness(total: float, difference: float) -> Residual:
-    """How far the sum of a map is from the difference it has to explain, relative to that difference."""
+def completeness(total: float, difference: float, parts: str = "pixels", whole: str = "image") -> Residual:
+    """How far the sum of all parts is from the difference it has to explain, relative to that difference."""
     gap = abs(total - difference)
     relative = gap / abs(difference) if difference else float(gap > 0)
     return Residual(
         relative,
-        f"|sum of the map - difference| / |difference|: the pixels add up to {total:.4g} of {difference:.4g} logits "
-        "between image and reference",
+        f"|sum of the {parts} - difference| / |difference|: they add up to {total:.4g} of {difference:.4g} logits "
+        f"between {whole} and reference",
     )
 
 
