@@ -13,6 +13,7 @@ page = st.navigation(
         st.Page("pages/home.py", title="Home", default=True),
         st.Page("pages/heatmaps.py", title="Heatmaps", icon=":material/gradient:"),
         st.Page("pages/pixels.py", title="Pixels", icon=":material/grain:"),
+        st.Page("pages/prompts.py", title="Prompts", icon=":material/notes:"),
         st.Page("pages/methods.py", title="Methods", icon=":material/menu_book:"),
         st.Page("pages/models.py", title="Models", icon=":material/deployed_code:"),
         st.Page("pages/history.py", title="History", icon=":material/history:"),

@@ -9,9 +9,9 @@ import PIL.Image
 
 from interp import Unsuitable, zoo
 from interp.experiment import Call, Experiment
-from interp.model import VisionModel
+from interp.model import LanguageModel, VisionModel
 from interp.results import Heatmap, Table, resize
-from interp.samples import Image, Target
+from interp.samples import Image, Prompt, Target
 from interp.sites import Site
 
 Box = tuple[float, float, float, float]
@@ -109,6 +109,16 @@ def strongest_channels(model: VisionModel, sample: Image, target: Target, site: 
 
     at = capture(model, sample, target, site)
     return tuple(sorted((at.gradient * at.activation).sum((1, 2)).topk(min(n, len(at.activation))).indices.tolist()))
+
+
+def strongest_heads(model: LanguageModel, sample: Prompt, target: Target, n: int) -> tuple[tuple[int, int], ...]:
+    """Layer and head of those that write most to the target's logit, by direct logit attribution."""
+    from interp.methods.reading.direct_logit_attribution import direct_logit_attribution
+
+    heads = model.parts.heads
+    values = direct_logit_attribution(model, sample, target=target, by="head").values[0, 1:-1, :heads]
+    order = np.argsort(-values.ravel(), kind="stable")[:n]
+    return tuple(sorted((int(each) // heads, int(each) % heads) for each in order))
 
 
 def picture_after(experiment: Experiment) -> PIL.Image.Image:

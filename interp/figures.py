@@ -53,6 +53,18 @@ def _table(colours: str) -> np.ndarray:
     )
 
 
+def ramp(colours: Colours, steps: int = 17) -> list[str]:
+    """Colours from low to high as CSS."""
+    at = np.linspace(0, 255, steps).round().astype(int)
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in _table(colours)[at]]
+
+
+def colours_of(shares: np.ndarray, look: Look) -> np.ndarray:
+    """Opaque colours [height, width, 3] of shares of the scale, from 0 to 1, or from -1 where signed."""
+    index = (shares + 1) / 2 if look.signed else shares
+    return _table(look.colours)[(index.clip(0, 1) * 255).round().astype(int)]
+
+
 def scale_of(*maps: Heatmap) -> float:
     """One scale for several maps: the largest magnitude in them; 1 where all are zero.
 

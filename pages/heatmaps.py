@@ -1,8 +1,10 @@
+from interp.samples import Image
 from pages.ui import frame, workbench
 from pages.ui.bar import bar
-from pages.ui.bench import turn_to
+from pages.ui.bench import turn_to, turn_to_kind
 
 with frame.page("What does the model look at?"):
+    turn_to_kind(Image)
     model = workbench.load()
     if model is not None:
         turn_to("cam", "grad_cam_plus_plus", signed=False, opacity=0.65)

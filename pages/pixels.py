@@ -1,8 +1,10 @@
+from interp.samples import Image
 from pages.ui import frame, pixels, workbench
 from pages.ui.bar import bar
-from pages.ui.bench import turn_to
+from pages.ui.bench import turn_to, turn_to_kind
 
 with frame.page("Which pixels made the score?"):
+    turn_to_kind(Image)
     model = workbench.load()
     if model is not None:
         turn_to("attribution", "deeplift", signed=True, view="superpixels", opacity=0.9)

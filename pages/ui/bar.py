@@ -8,11 +8,11 @@ from typing import Any
 import streamlit as st
 
 from interp import Unsuitable, zoo
-from interp.evidence import strongest_channels
+from interp.evidence import strongest_channels, strongest_heads
 from interp.experiment import Call
 from interp.methods import METHODS
-from interp.model import VisionModel
-from interp.samples import Image, Target
+from interp.model import LanguageModel, Model, VisionModel
+from interp.samples import Image, Prompt, Target
 from interp.sites import Site
 from pages.ui import share
 from pages.ui.bench import Bench, Chip, bench, change, undo, use_model
@@ -20,23 +20,24 @@ from pages.ui.controls import controls, site_name
 from pages.ui.inputs import gallery_cards, uploader
 
 
-def bar(model: VisionModel) -> None:
+def bar(model: Model) -> None:
     """Show the bar for what is on the bench."""
     with st.container(horizontal=True, key="bar", vertical_alignment="center", gap="small"):
         with st.popover(_short(bench().model), icon=":material/deployed_code:", help="The model"):
             _model_chip()
-        name = _short(str(bench().sample))
-        with _lazily(name, "input", ":material/image:", "The input", "secondary") as shown:
-            if shown.open:
-                uploader("bar-upload")
-                gallery_cards("bar-gallery", least=84)
+        sample = bench().sample
+        if isinstance(sample, Image):
+            with _lazily(_short(str(sample)), "input", ":material/image:", "The input", "secondary") as shown:
+                if shown.open:
+                    uploader("bar-upload")
+                    gallery_cards("bar-gallery", least=84)
         for index, chip in enumerate(bench().chips):
             _intervention_chip(index, chip, model)
         with st.popover(
             "Change", icon=":material/add:", help="Change the input, the activations or the weights, and see both"
         ):
             for method in METHODS.values():
-                if method.kind == "intervention":
+                if method.kind == "intervention" and isinstance(model, method.model_type):
                     refusal = method.refuses(model)
                     st.button(
                         method.name,
@@ -49,7 +50,11 @@ def bar(model: VisionModel) -> None:
                     )
         lens = METHODS[bench().lens.method]
         with st.popover(_lens_text(bench().lens), icon=":material/visibility:", help="The lens"):
-            names = [m.key for m in METHODS.values() if m.kind == "lens" and m.family == lens.family]
+            names = [
+                m.key
+                for m in METHODS.values()
+                if m.kind == "lens" and m.family == lens.family and m.model_type is lens.model_type
+            ]
             st.session_state["lens"] = lens.key
             st.selectbox(
                 "Method",
@@ -82,13 +87,17 @@ def _lazily(label: str, key: str, icon: str, help: str, kind: Any = "tertiary") 
     return st.popover(label, icon=icon, help=help, type=kind, key=f"popover:{key}", on_change="rerun")
 
 
+KEPT = ("target", "foil", "site", "layer")
+"""Settings that lenses share."""
+
+
 def choose_lens(key: str) -> None:
     """Look through another method with the settings it shares."""
     have = bench().lens.settings
     keep = {
         control.name: have[control.name]
         for control in METHODS[key].controls
-        if control.name in ("target", "site") and control.name in have
+        if control.name in KEPT and control.name in have
     }
     change(lens=Call(key, **keep))
 
@@ -101,6 +110,8 @@ def add(key: str, **settings: Any) -> None:
 def opening(key: str, on: Bench) -> dict[str, Any]:
     """Settings of an intervention that show what it does to what is on a bench."""
     model, kinds = zoo.load(on.model), {control.kind: control.name for control in METHODS[key].controls}
+    if isinstance(model, LanguageModel):
+        return _opening_prompt(key, model, on)
     assert isinstance(model, VisionModel) and isinstance(on.sample, Image)
     if "region" in kinds:
         return {kinds["region"]: (0.3, 0.3, 0.7, 0.7)}
@@ -112,13 +123,28 @@ def opening(key: str, on: Bench) -> dict[str, Any]:
     return {kinds["site"]: model.last_spatial} if "site" in kinds else {}
 
 
+def _opening_prompt(key: str, model: LanguageModel, on: Bench) -> dict[str, Any]:
+    """The same of language models: the head that speaks most for the target, or the layer chosen on the page."""
+    assert isinstance(on.sample, Prompt)
+    layer = min(on.layer - 1 if on.layer else model.layers - 1, model.layers - 1)
+    if key == "ablate_heads":
+        return {"heads": strongest_heads(model, on.sample, on.lens.settings.get("target", Target()), 1)}
+    return {
+        "ablate_neurons": {"layer": layer, "neurons": tuple(range(32))},
+        "ablate_layer": {"layer": layer, "part": "MLP"},
+        "scale_site": {"site": None if model.refuses(Site("mlp_out", layer)) else Site("mlp_out", layer), "by": 0.0},
+        "skip_layer": {"layer": layer, "count": 1},
+        "repeat_layer": {"layer": layer, "times": 2},
+    }.get(key, {})
+
+
 def _set_chip(index: int, chip: Chip | None) -> None:
     chips = list(bench().chips)
     chips[index : index + 1] = [] if chip is None else [chip]
     change(chips=tuple(chips))
 
 
-def _intervention_chip(index: int, chip: Chip, model: VisionModel) -> None:
+def _intervention_chip(index: int, chip: Chip, model: Model) -> None:
     method = METHODS[chip.call.method]
     text = in_words(chip.call, model)
     with st.popover(text if chip.on else f"~~{text}~~", icon=":material/tune:", help=method.doc.summary):
@@ -143,6 +169,11 @@ def in_words(call: Call, model: Any) -> str:
     name, settings = METHODS[call.method].name, call.settings
     site = settings.get("site")
     where = site_name(model, site) if isinstance(site, Site) else "the last stage"
+    if "heads" in settings:
+        heads = [f"L{layer}H{head}" for layer, head in settings["heads"]]
+        return f"{name}: {', '.join(heads[:3])}{' …' if len(heads) > 3 else ''}" if heads else f"{name}: none yet"
+    if "neurons" in settings:
+        return f"{name}: {len(settings['neurons'])} of layer {settings['layer']}"
     if "channels" in settings and METHODS[call.method].kind == "intervention":
         count = len(settings["channels"])
         return f"{name}: {count} of {where}" if count else f"{name}: none yet"
@@ -158,13 +189,14 @@ def in_words(call: Call, model: Any) -> str:
 def _lens_text(call: Call) -> str:
     target = call.settings.get("target")
     asked = target.name if target is not None and target.name is not None else None
-    return METHODS[call.method].name + (f" · {asked}" if asked is not None else "")
+    return METHODS[call.method].name + (f" · {_short(str(asked))}" if asked is not None else "")
 
 
 def _model_chip() -> None:
-    vision = [name for name, config in zoo.shelf().items() if config["model_type"] in zoo.VISION]
+    kind = zoo.VISION if isinstance(bench().sample, Image) else zoo.LANGUAGE
+    fitting = [name for name, config in zoo.shelf().items() if config["model_type"] in kind]
     now = bench().model
-    names = vision if now in vision else [*vision, now]
+    names = fitting if now in fitting else [*fitting, now]
     st.session_state["model-choice"] = now
 
     def chosen() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -12,12 +13,21 @@ import streamlit as st
 from interp import Unsuitable, store, zoo
 from interp.experiment import Call, Experiment, Sample
 from interp.figures import Look
+from interp.method import Method
 from interp.methods import METHODS
+from interp.model import LanguageModel
 from interp.results import Result
-from interp.samples import Image, Target
+from interp.samples import Image, Prompt, Target
 
-PAGES = {"cam": "pages/heatmaps.py", "attribution": "pages/pixels.py"}
+PAGES = {"cam": "pages/heatmaps.py", "attribution": "pages/pixels.py", "reading": "pages/prompts.py"}
 """Where the lenses of a family are looked through."""
+
+
+def page_of(method: Method) -> str | None:
+    """Where a method is used."""
+    if method.kind == "intervention":
+        return None
+    return PAGES.get(method.family) if method.key != "class_probabilities" else PAGES["cam"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,10 @@ class Chip:
 
 @dataclass(frozen=True)
 class Bench:
-    """What lies on the bench: the experiment with switched-off changes, a second class, how maps are drawn."""
+    """What lies on the bench: the experiment with switched-off changes, a second class, how maps are drawn.
+
+    For prompts: second is another prompt; position and layer are the token and layer that everything answers for.
+    """
 
     model: str
     sample: Sample
@@ -38,6 +51,8 @@ class Bench:
     chips: tuple[Chip, ...] = ()
     second: str = ""
     look: Look = Look()  # noqa: RUF009  (frozen)
+    position: int | None = None
+    layer: int | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -58,6 +73,20 @@ def first() -> Bench:
     """What a newcomer sees."""
     experiment = Experiment("photos", Image.gallery("cat_motorcycle"), Call("grad_cam_plus_plus", target="cat"))
     return Bench.of(experiment, second="motorbike")
+
+
+def first_prompt() -> Bench:
+    """What a newcomer to prompts sees."""
+    prompt = Prompt("When Mary and John went to the store, John gave a drink to")
+    return Bench.of(Experiment("stories", prompt, Call("logit_lens", target=" Mary")))
+
+
+def turn_to_kind(kind: type) -> None:
+    """Take up the bench of images, or that of prompts, as it was left; no step of its own for undo."""
+    if not isinstance(bench().sample, kind):
+        other = st.session_state.get("other-bench") or (first_prompt() if kind is Prompt else first())
+        st.session_state["other-bench"], st.session_state["bench"] = bench(), other
+        st.session_state["undo"] = []
 
 
 def bench() -> Bench:
@@ -102,6 +131,8 @@ def open_experiment(experiment: Experiment) -> None:
         lens=experiment.lens,
         chips=tuple(Chip(call) for call in experiment.interventions),
         second="",
+        position=None,
+        layer=None,
     )
 
 
@@ -112,6 +143,7 @@ def use_model(name: str) -> None:
         Unsuitable: it can't be loaded.
     """
     model = zoo.load(name)
+    turn_to_kind(Prompt if isinstance(model, LanguageModel) else Image)
     lens = _served(bench().lens, model)
     chips = tuple(Chip(_served(chip.call, model), chip.on) for chip in bench().chips)
     change(model=zoo.shared_name(name), lens=lens, chips=chips, second="")
@@ -125,11 +157,15 @@ def _served(call: Call, model: Any) -> Call:
     target = settings.get("target")
     if isinstance(target, Target) and target.name is not None:
         try:
-            model.class_index(target)
+            model.class_index(target) if hasattr(model, "class_index") else model.token_index(target)
         except Unsuitable:
             settings["target"] = Target()
-    if "channels" in settings:
-        settings["channels"] = ()
+    for name in ("channels", "heads", "neurons"):
+        if name in settings:
+            settings[name] = ()
+    for name in ("layer", "count"):
+        if isinstance(settings.get(name), int):
+            settings[name] = min(settings[name], model.layers - 1)
     return Call(call.method, **settings)
 
 
@@ -155,7 +191,13 @@ def read_url() -> None:
                 "&".join(_pair(key, each) for key, values in arrived.items() for each in values)
             )
             experiment.check()
-            st.session_state["bench"] = Bench.of(experiment, look=look, second=query.get("second", ""))
+            st.session_state["bench"] = Bench.of(
+                experiment,
+                look=look,
+                second=query.get("second", ""),
+                position=_whole(query.get("position")),
+                layer=_whole(query.get("layer")),
+            )
             st.session_state["opened"] = experiment.digest
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
@@ -174,12 +216,19 @@ def _number(text: str | None, default: float) -> float:
         return default
 
 
+def _whole(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch(r"[0-9]{1,6}", text) else None
+
+
 def query() -> dict[str, list[str]]:
     """The parameters of the link to what is on the bench."""
     now, plain = bench(), Look()
     found = now.experiment.to_query()
     if now.second:
         found["second"] = [now.second]
+    for name in ("position", "layer"):
+        if (place := getattr(now, name)) is not None:
+            found[name] = [str(place)]
     for name in ("signed", "opacity", "threshold", "colours", "view"):
         value = getattr(now.look, name)
         if value != getattr(plain, name):

@@ -12,10 +12,12 @@ import streamlit as st
 from interp import Unsuitable, zoo
 from interp.catalogue import cost_text, families
 from interp.methods import METHODS
-from interp.results import Heatmap
+from interp.model import LanguageModel
+from interp.results import Heatmap, TokenGrid
+from interp.samples import Prompt
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import choose_lens, opening
-from pages.ui.bench import PAGES, Bench, bench, first, use_model
+from pages.ui.bench import PAGES, Bench, bench, first, first_prompt, page_of, use_model
 
 HOSTED = os.environ.get("ACTISCOPE_HOSTED") == "1"
 """On a server for strangers nobody may name a folder of it."""
@@ -51,7 +53,7 @@ def methods() -> None:
             method = METHODS[chosen]
             share.explain(method)
             st.caption(f"Cost: {cost_text(method)}. In the library: `interp.methods.{method.family}.{method.key}`.")
-            page = PAGES.get(method.family)
+            page = page_of(method)
             if method.kind == "lens" and page and st.button("Use it", icon=":material/visibility:"):
                 choose_lens(method.key)
                 st.switch_page(page)
@@ -66,32 +68,31 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
         "help": method.doc.summary,
         "note": cost_text(method),
     }
-    start: Bench = first()
+    start: Bench = first_prompt() if method.model_type is LanguageModel else first()
     try:
         experiment = start.experiment
-        if method.family in PAGES:
-            wanted = type(start.lens)(key)
-            experiment = type(experiment)(experiment.model, experiment.sample, wanted)
-            result = jobs.run(experiment) if jobs.estimate(experiment) <= jobs.QUICK else jobs.known(experiment)
-            if isinstance(result, Heatmap):
-                look = dataclasses.replace(start.look, signed=method.family == "attribution", view="superpixels")
-                shown = show.view(result, start.sample, look)
-                key = f"catalogue{jobs.key_of(experiment)}"
-                item["image"] = show.card_picture(shown, experiment.sample.picture, look, key)  # type: ignore[union-attr]
-                item["alt"] = result.finding
-            else:
-                item["wait"] = f"about {jobs.estimate(experiment):.0f} s"
-        elif method.kind == "intervention" and not method.refuses(zoo.load(start.model)):
+        if method.kind == "intervention":
+            if method.refuses(zoo.load(start.model)):
+                return item
             call = type(start.lens)(key, **opening(key, start))
             experiment = type(experiment)(experiment.model, experiment.sample, start.lens, (call,))
-            result = jobs.run(experiment)
-            if isinstance(result, Heatmap):
-                item["image"] = show.card_picture(
-                    result, show.picture_of(experiment), start.look, f"catalogue{jobs.key_of(experiment)}"
-                )
-                item["alt"] = result.finding
+        elif method.family in PAGES:
+            wanted = type(start.lens)(key)
+            experiment = type(experiment)(experiment.model, experiment.sample, wanted)
         else:
-            item["wait"] = "numbers"
+            return item | {"wait": "numbers"}
+        result = jobs.run(experiment) if jobs.estimate(experiment) <= jobs.QUICK else jobs.known(experiment)
+        if isinstance(result, Heatmap):
+            look = dataclasses.replace(start.look, signed=method.family == "attribution", view="superpixels")
+            shown = show.view(result, start.sample, look)
+            picture = show.picture_of(experiment)
+            item["image"] = show.card_picture(shown, picture, look, f"catalogue{jobs.key_of(experiment)}")
+            item["alt"] = result.finding
+        elif isinstance(result, TokenGrid):
+            item["image"] = show.grid_picture(result, jobs.key_of(experiment))
+            item["alt"] = f"{result.sheets[0]}, {len(result.rows)} by {len(result.columns)}"
+        else:
+            item["wait"] = "numbers" if result else f"about {jobs.estimate(experiment):.0f} s"
     except Unsuitable as reason:
         item["wait"] = str(reason)[:80]
     return item
@@ -107,19 +108,27 @@ def models() -> None:
             "Hugging Face id" if HOSTED else "Hugging Face id, or a folder written by save_pretrained",
             key="own",
             placeholder="microsoft/resnet-18",
-            help=f"Safetensors only, at most {zoo.LARGEST / 2**30:.0f} GB. Families: {', '.join(zoo.VISION)}.",
+            help=f"Safetensors only, at most {zoo.LARGEST / 2**30:.0f} GB. "
+            f"Families: {', '.join((*zoo.VISION, *zoo.LANGUAGE))}.",
         )
         if st.button("Load", icon=":material/download:", disabled=not st.session_state.get("own")):
             _load_own(st.session_state["own"].strip())
     for name, config in shelf.items():
         current = " · on the bench" if name == bench().model else ""
         with st.expander(
-            f"**{name}** · {config['model_type']}, {len(config.get('id2label', {}))} classes{current}",
+            f"**{name}** · {config['model_type']}, {_size(config)}{current}",
             expanded=name == bench().model,
         ):
             if name != bench().model and st.button("Use it", key=f"use:{name}", icon=":material/visibility:"):
                 _load_own(name)
             st.markdown(_under_a_title(config["card"]))
+
+
+def _size(config: dict[str, Any]) -> str:
+    if config["model_type"] in zoo.LANGUAGE:
+        layers = config.get("num_hidden_layers") or config.get("n_layer")
+        return f"{layers} layers, {config['vocab_size']:,} tokens"
+    return f"{len(config.get('id2label', {}))} classes"
 
 
 def _under_a_title(card: str) -> str:
@@ -137,4 +146,4 @@ def _load_own(name: str) -> None:
     except Unsuitable as problem:
         st.warning(str(problem), icon=":material/info:")
         return
-    st.switch_page("pages/heatmaps.py")
+    st.switch_page("pages/prompts.py" if isinstance(bench().sample, Prompt) else "pages/heatmaps.py")

@@ -1,4 +1,4 @@
-"""The three page components, written as plain ES modules in assets/components."""
+"""The page components, written as plain ES modules in assets/components."""
 
 from pathlib import Path
 from typing import Any
@@ -42,3 +42,13 @@ def guesses(key: str, items: list[dict[str, Any]], on: Any, hint: str) -> None:
 def hero(key: str, data: dict[str, Any], on: Any = None) -> None:
     """A photo with a map: photo, overlay, values, box, scale, units, title, note, alt, legend, actions, region."""
     _mount("hero", key, "box", data, on)
+
+
+def strip(key: str, data: dict[str, Any], on: Any) -> None:
+    """A prompt as tokens: tokens (text, score), selected, scale, units, label, note."""
+    _mount("strip", key, "pick", data, on)
+
+
+def matrix(key: str, data: dict[str, Any], on: Any) -> None:
+    """A matrix of cells: rows, columns, values, texts, selected, range, stops, quantity, least, label, title."""
+    _mount("matrix", key, "pick", data, on)

@@ -13,7 +13,8 @@ from interp.evidence import strongest_channels
 from interp.experiment import Call
 from interp.method import Control
 from interp.methods import METHODS
-from interp.samples import Image, ImageSet, Target, gallery
+from interp.model import LanguageModel
+from interp.samples import Image, ImageSet, Target, TextSet, gallery
 from interp.sites import Site
 
 
@@ -52,6 +53,9 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
         assert control.range
         number = int if control.whole else float
         low, high = number(control.range.low), number(control.range.high)
+        if control.name in ("layer", "count"):
+            high = number(max(model.layers - (control.name == "layer"), 1))
+            value = min(value, high)
         step = number(control.range.step or (1 if control.whole else (high - low) / 100))
         st.slider(label, low, high, step=step, key=show(number(value)), help=control.help, on_change=changed())
     elif control.kind == "number":
@@ -59,14 +63,25 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
             label, step=1 if control.whole else None, key=show(value), help=control.help, on_change=changed()
         )
     elif control.kind == "site":
-        last = None if control.unset else model.last_spatial
-        sites = [None, *[site for site in model.spatial_sites() if site != last]]
+        language = isinstance(model, LanguageModel)
+        last = None if control.unset or language else model.last_spatial
+        served = heads_and_sites(model) if language else model.spatial_sites()
+        sites = [None, *[site for site in served if site != last]]
         shown = None if value == last else value
         if shown not in sites:
             sites.append(shown)
         unset = control.unset or f"{site_name(model, model.last_spatial)} (last)"
         name = lambda site: unset if site is None else site_name(model, site)  # noqa: E731
         st.selectbox(label, sites, key=show(shown), format_func=name, help=control.help, on_change=changed())
+    elif control.kind == "target" and isinstance(model, LanguageModel):
+        shown = model.token_text(value.name) if isinstance(value.name, int) else value.name or ""
+        st.text_input(
+            label,
+            key=show(shown),
+            help=control.help + " A token, as ' Mary' with the space before it.",
+            placeholder="the model's first guess" if control.name == "target" else "none",
+            on_change=changed(lambda text: Target(text or None)),
+        )
     elif control.kind == "target":
         names = [None, *model.labels]
         shown = value.name if value.name is None or isinstance(value.name, str) else model.labels[value.name]
@@ -78,10 +93,32 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
             on_change=changed(Target),
             format_func=lambda each: "the model's first guess" if each is None else each,
         )
+    elif control.kind == "sample" and isinstance(model, LanguageModel):
+        st.text_area(
+            label,
+            key=show("\n".join(value.texts) if value else ""),
+            help=control.help + " One on each line.",
+            placeholder=control.unset or "none",
+            on_change=changed(lambda text: TextSet(tuple(filter(None, text.splitlines()))) if text.strip() else None),
+        )
     elif control.kind == "sample":
         _images(value, label, control, key, changed)
     elif control.kind == "region":
         _region(value, label, control, call, key, on)
+    elif control.kind == "heads":
+        st.text_input(
+            label,
+            key=show(", ".join(f"{layer}.{head}" for layer, head in value)),
+            help=control.help + " Write 2.1, 3.0: layer, then head.",
+            on_change=changed(heads),
+        )
+    elif control.kind == "channels" and isinstance(model, LanguageModel):
+        st.text_input(
+            label,
+            key=show(", ".join(map(str, value))),
+            help=control.help + " Write 3, 17, 40-52.",
+            on_change=changed(numbers),
+        )
     elif control.kind == "channels":
         _channels(value, call, model, sample, control, key, on)
     else:
@@ -144,6 +181,30 @@ def _channels(
             st.button(str(n), key=f"{key}:top{n}", on_click=strongest, args=(n,), help=f"The {n} strongest channels.")
 
 
+def heads(text: str) -> tuple[tuple[int, int], ...]:
+    """Read "2.1, 3.0": layer and head of each.
+
+    Raises:
+        Unsuitable: something else is written there.
+    """
+    found = []
+    for part in filter(None, re.split(r"[,\s]+", text.strip())):
+        match = re.fullmatch(r"[lL]?(\d{1,4})[.hH](\d{1,5})", part)
+        if not match:
+            raise Unsuitable(f"Heads are a layer and a head, as in 2.1, 3.0; {part[:20]!r} is none.")
+        found.append((int(match[1]), int(match[2])))
+    return tuple(found)
+
+
+def heads_and_sites(model: LanguageModel) -> list[Site]:
+    """The sites one may want to scale: what enters and leaves layers, what they add, and each head."""
+    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    found = [site for site in model.sites() if site.kind in kinds]
+    if model.refuses(Site("z", 0)):
+        return found
+    return found + [Site("z", layer, head) for layer in range(model.layers) for head in range(model.parts.heads)]
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Read "3, 17, 40-52".
 
@@ -162,10 +223,17 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+NAMES = {"attn_out": "attention of", "mlp_out": "MLP of", "resid_post": "out of"}
+
+
 def site_name(model: Any, site: Site) -> str:
     """A site in words: "stage 3 of 4", "block 5 of 8"."""
     if site.kind == "stage":
         return f"stage {site.layer}"
     if site.kind == "resid_pre":
         return f"into block {site.layer}"
+    if site.kind == "z":
+        return f"head {site.head} of layer {site.layer}"
+    if site.kind in NAMES:
+        return f"{NAMES[site.kind]} layer {site.layer}"
     return str(site)

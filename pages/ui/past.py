@@ -12,10 +12,10 @@ from interp.evidence import agreement
 from interp.experiment import Experiment
 from interp.figures import Look, scale_of
 from interp.methods import METHODS
-from interp.results import Heatmap
-from interp.samples import Image
+from interp.results import Heatmap, TokenGrid
+from interp.samples import Prompt
 from pages.ui import components, jobs, show
-from pages.ui.bench import PAGES, bench, open_experiment
+from pages.ui.bench import bench, open_experiment, page_of
 
 
 def history() -> None:
@@ -57,13 +57,15 @@ def history() -> None:
                     f"{METHODS[experiment.lens.method].name} · {result.target}",
                     f"{result.site} · logit {result.score:.3g}",
                 )
-            else:
+            elif isinstance(result, TokenGrid):
+                st.image(show.grid_picture(result, jobs.key_of(experiment)), width="stretch")
+            elif result is None:
                 st.write("This result is no longer kept; open it to run it again.")
             for line in _lines(experiment):
                 st.caption(line)
             if st.button("Open", key=f"open:{experiment.digest[:12]}", icon=":material/arrow_forward:"):
                 open_experiment(experiment)
-                st.switch_page(PAGES[METHODS[experiment.lens.method].family])
+                st.switch_page(page_of(METHODS[experiment.lens.method]) or "pages/home.py")
     if len(maps) == 2:
         rho = agreement(*maps)
         note = "on one scale" if scale else "each on its own scale, since their units differ"
@@ -83,9 +85,13 @@ def _card(experiment: Experiment, selected: bool) -> dict[str, Any]:
     }
     result = jobs.known(experiment)
     try:
-        picture = show.picture_of(experiment)
+        if isinstance(result, TokenGrid):
+            item["image"] = show.grid_picture(result, jobs.key_of(experiment))
+            item["alt"] = f"{result.sheets[0]}, {len(result.rows)} by {len(result.columns)}"
+        if isinstance(experiment.sample, Prompt):
+            item["note"] = experiment.sample.text[-60:]
         if isinstance(result, Heatmap):
-            look = _look(experiment)
+            picture, look = show.picture_of(experiment), _look(experiment)
             item["image"] = show.card_picture(
                 show.view(result, experiment.sample, look), picture, look, f"{jobs.key_of(experiment)}{look}"
             )
@@ -110,5 +116,6 @@ def _pixels(experiment: Experiment) -> bool:
 
 def _lines(experiment: Experiment) -> list[str]:
     changes = ", ".join(map(str, experiment.interventions)) or "none"
-    name = str(experiment.sample) if isinstance(experiment.sample, Image) else type(experiment.sample).__name__
+    sample = experiment.sample
+    name = show.plain(sample.text[:200]) if isinstance(sample, Prompt) else str(sample)
     return [f"model: {experiment.model}", f"input: {name}", f"changes: {changes}", f"lens: {experiment.lens}"]

@@ -11,7 +11,7 @@ from interp import store
 from interp.experiment import Experiment
 from interp.figures import Look, draw, encoded, to_svg
 from interp.method import Method
-from interp.results import Heatmap
+from interp.results import Heatmap, Result
 from interp.samples import Image
 from pages.ui import jobs
 from pages.ui.bench import bench, query
@@ -65,6 +65,20 @@ def downloads(experiment: Experiment, result: Heatmap, photo: Any, look: Look, s
                 icon=":material/download:",
                 type="tertiary",
             )
+
+
+def numbers(experiment: Experiment, result: Result, key: str) -> None:
+    """The numbers of what is no heatmap."""
+    name = experiment.lens.method
+    with st.container(horizontal=True, gap="small"):
+        for kind, mime, make in (
+            ("NPZ", "application/octet-stream", result.to_npz),
+            ("JSON", "application/json", lambda: result.to_json().encode()),
+        ):
+            st.download_button(
+                kind, make, f"{name}.{kind.lower()}", mime, key=f"{key}:{kind}", on_click="ignore",
+                icon=":material/download:", type="tertiary",
+            )  # fmt: skip
 
 
 def explain(method: Method) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import streamlit as st
 
 from interp import evidence
 from interp.experiment import Call, Experiment
-from interp.figures import Look, backdrop, data_url, draw, fitted, legend, overlay, viewed
+from interp.figures import Look, backdrop, colours_of, data_url, draw, fitted, legend, overlay, viewed
 from interp.methods import METHODS
-from interp.results import Heatmap, Table
+from interp.results import Heatmap, Result, Table, TokenGrid
 from interp.samples import Image
 from kernels.superpixels import superpixels
 from pages.ui import components, jobs
@@ -123,6 +124,16 @@ def card_picture(_result: Heatmap, _photo: PIL.Image.Image, look: Look, key: str
     return data_url(draw(_result, _photo, look, side=side))
 
 
+@st.cache_data(max_entries=500, show_spinner=False)
+def grid_picture(_result: TokenGrid, key: str) -> str:
+    """A small picture of a matrix's first sheet, a square for each cell."""
+    values = np.nan_to_num(_result.values[0])
+    look = Look(signed=_result.signed, colours="blue-vermilion" if _result.signed else "cividis", opacity=1.0)
+    shares = values / (np.abs(values).max() or 1.0)
+    picture = PIL.Image.fromarray(colours_of(shares, look))
+    return data_url(picture.resize((216, 144), PIL.Image.Resampling.NEAREST))
+
+
 def share_text(result: Heatmap) -> str:
     """What share of the map lies in the object's mask, or in the box that was drawn."""
     sample = bench().sample
@@ -138,13 +149,26 @@ def share_text(result: Heatmap) -> str:
 
 def strip(experiment: Experiment, result: Heatmap) -> None:
     """The evidence strip: residual, cost, share, and the checks, each an experiment of its own."""
+    inside = share_text(result)
+    st.caption(
+        " · ".join([*_measured(experiment, result), *([inside] if inside else []), *_checks(experiment, result)])
+    )
+
+
+def cost(experiment: Experiment, result: Result) -> None:
+    """The evidence strip of what is no heatmap."""
+    st.caption(" · ".join(_measured(experiment, result)))
+
+
+def _measured(experiment: Experiment, result: Result) -> list[str]:
+    """Residual, cost, and whether the numbers of a link were reproduced."""
     parts = []
     if result.residual:
         # the residual's scale is the logit, so a per cent of it is already worth a look
         colour = (
             "green" if abs(result.residual.value) < 0.01 else "orange" if abs(result.residual.value) < 0.2 else "red"
         )
-        parts.append(f":{colour}[**residual {result.residual.value:.2g}**] ({_plain(result.residual.meaning)})")
+        parts.append(f":{colour}[**residual {result.residual.value:.2g}**] ({plain(result.residual.meaning)})")
     taken = jobs.seconds(experiment)
     cost = (
         f"{_count(result.forwards, 'forward')}, {_count(result.backwards, 'backward')}"
@@ -152,8 +176,6 @@ def strip(experiment: Experiment, result: Heatmap) -> None:
         else "no pass (captured before)"
     )
     parts.append(cost + (f", {taken:.1f} s" if taken and taken > 1 else f", {1000 * taken:.0f} ms" if taken else ""))
-    if inside := share_text(result):
-        parts.append(inside)
     again = reproduced(experiment, result)
     if again is not None:
         parts.append(
@@ -161,8 +183,38 @@ def strip(experiment: Experiment, result: Heatmap) -> None:
             if again
             else ":red[not reproduced: the numbers differ from those stored with the link]"
         )
-    parts += _checks(experiment, result)
-    st.caption(" · ".join(parts))
+    return parts
+
+
+def waiting(experiments: list[Experiment], stopped: Callable[[], object]) -> None:
+    """A thin bar with the time left and Stop, until the jobs are done."""
+
+    @st.fragment(run_every=0.5)
+    def bar() -> None:
+        states = [jobs.later(each) if jobs.estimate(each) > jobs.QUICK else None for each in experiments]
+        running = [each for each in states if isinstance(each, jobs.Job)]
+        if not running:
+            st.rerun()
+        failed = next((each.error for each in running if each.error), "")
+        if failed:
+            st.warning(failed, icon=":material/info:")
+            return
+        progress = running[0].progress
+        if progress is None:
+            st.progress(0.0, f"Waiting for a free place; about {jobs.estimate(running[0].experiment):.0f} s of work")
+        else:
+            left = f", about {progress.left:.0f} s left" if progress.left is not None else ""
+            st.progress(
+                min(progress.done / max(progress.total, 1), 1.0),
+                f"{progress.label}: {progress.done} of {progress.total}{left}",
+            )
+        if st.button("Stop", key="stop", icon=":material/stop:"):
+            for each in running:
+                jobs.stop(each.experiment)
+            stopped()
+            st.rerun()
+
+    bar()
 
 
 def _checks(experiment: Experiment, result: Heatmap) -> list[str]:
@@ -221,6 +273,6 @@ def _count(n: float, what: str) -> str:
     return f"{n:g} {what}{'' if n == 1 else 's'}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from anywhere, with nothing left that Markdown would take as its own."""
     return "".join("\\" + each if each in "\\`*_{}[]()#+-.!|$:<>~" else each for each in text)

@@ -12,9 +12,9 @@ from interp.experiment import Call
 from interp.figures import scale_of
 from interp.methods import METHODS
 from interp.results import Heatmap, Table
-from interp.samples import Image
+from interp.samples import Image, Prompt
 from pages.ui import jobs, show
-from pages.ui.bench import bench, first, open_experiment
+from pages.ui.bench import bench, change, first, open_experiment, turn_to_kind
 from pages.ui.inputs import gallery_cards, pick, uploader
 
 
@@ -35,16 +35,15 @@ def home() -> None:
     with model:
         st.markdown("**I have a model**")
         st.write(
-            "ResNet, RegNet, ConvNeXt, EfficientNet, MobileNetV2, ViT, DeiT, DINOv2, BEiT or Swin, "
-            "by its Hugging Face id or from a folder."
+            "ResNet, ConvNeXt, EfficientNet, ViT, DINOv2, Swin and more; GPT-2, Llama, Mistral, Qwen, Gemma, OPT, "
+            "Pythia, Phi-3, OLMo 2, Mixtral: by Hugging Face id or from a folder."
         )
         st.page_link("pages/models.py", label="Load it", icon=":material/deployed_code:")
     with prompt:
-        st.markdown("**I have a question**")
-        st.write(
-            "Which map can be trusted? What would change it? Each method says what it assumes and when it misleads."
-        )
-        st.page_link("pages/methods.py", label="Find the method", icon=":material/menu_book:")
+        st.markdown("**I have a prompt**")
+        st.text_area("Type a prompt", key="home-prompt", height=98, placeholder="The capital of France is")
+        if st.button("Follow it through the model", icon=":material/notes:"):
+            open_prompt(st.session_state["home-prompt"])
     st.markdown("##### Or begin with one of these")
 
     def begin(name: str) -> None:
@@ -54,6 +53,20 @@ def home() -> None:
     gallery_cards("home-gallery", on=begin, least=120)
     if st.session_state.pop("go", False):
         st.switch_page("pages/heatmaps.py")
+
+
+def open_prompt(text: str) -> None:
+    """Lay a prompt on the bench of prompts; without one, the example that is there."""
+    try:
+        sample = Prompt(text) if text.strip() else None
+    except Unsuitable as problem:
+        st.warning(str(problem), icon=":material/info:")
+        return
+    turn_to_kind(Prompt)
+    if sample is not None:
+        keep = {name: None for name in ("target", "foil") if name in bench().lens.settings}
+        change(sample=sample, lens=bench().lens.but(**keep), second="", position=None)
+    st.switch_page("pages/prompts.py")
 
 
 def _example() -> None:

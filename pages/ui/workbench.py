@@ -97,7 +97,11 @@ def _heroes(experiment: Experiment, first: str, changed: bool) -> None:
             row.append(result if isinstance(result, Heatmap) else None)
         found.append(row)
     if waiting:
-        _waiting([version for each in pairs for version in ([each.before(), each] if changed else [each])])
+        quick = "grad_cam" if METHODS[experiment.lens.method].family == "cam" else "deeplift"
+        show.waiting(
+            [version for each in pairs for version in ([each.before(), each] if changed else [each])],
+            lambda: choose_lens(quick),
+        )
     only = changed and st.session_state.get("only-difference", False)
     # without a change, two classes stand side by side; with one, each class has its own before | after | difference
     places = st.columns(len(pairs)) if not changed and len(pairs) > 1 else [st.container() for _ in pairs]
@@ -183,37 +187,6 @@ def _with_target(experiment: Experiment, name: str) -> Experiment:
     if experiment.lens.settings["target"].name is None and name != bench().second:
         return experiment
     return dataclasses.replace(experiment, lens=experiment.lens.but(target=name))
-
-
-def _waiting(experiments: list[Experiment]) -> None:
-    """A thin bar with the time left and Stop, until the jobs are done."""
-
-    @st.fragment(run_every=0.5)
-    def bar() -> None:
-        states = [jobs.later(each) if jobs.estimate(each) > jobs.QUICK else None for each in experiments]
-        running = [each for each in states if isinstance(each, jobs.Job)]
-        if not running:
-            st.rerun()
-        failed = next((each.error for each in running if each.error), "")
-        if failed:
-            st.warning(failed, icon=":material/info:")
-            return
-        progress = running[0].progress
-        if progress is None:
-            st.progress(0.0, f"Waiting for a free place; about {jobs.estimate(running[0].experiment):.0f} s of work")
-        else:
-            left = f", about {progress.left:.0f} s left" if progress.left is not None else ""
-            st.progress(
-                min(progress.done / max(progress.total, 1), 1.0),
-                f"{progress.label}: {progress.done} of {progress.total}{left}",
-            )
-        if st.button("Stop", key="stop", icon=":material/stop:"):
-            for each in running:
-                jobs.stop(each.experiment)
-            choose_lens("grad_cam" if METHODS[bench().lens.method].family == "cam" else "deeplift")
-            st.rerun()
-
-    bar()
 
 
 def _drawn(value: dict[str, Any]) -> None:

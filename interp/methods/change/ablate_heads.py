@@ -22,7 +22,7 @@ PAPER = Paper(
 
 def no_heads(model: Any) -> str | None:
     """The reason why a model's heads can't be told apart, or None."""
-    return model.refuses(Site("z", 0))  # type: ignore[no-any-return]
+    return model.refuses(Site("z", 0))
 
 
 @intervention("Ablate heads", PAPER, needs=no_heads)

@@ -22,7 +22,7 @@ PAPER = Paper(
 
 def no_neurons(model: Any) -> str | None:
     """The reason why a model's MLP has no neurons of its own, or None."""
-    return model.refuses(Site("mlp_post", 0))  # type: ignore[no-any-return]
+    return model.refuses(Site("mlp_post", 0))
 
 
 @intervention("Ablate neurons", PAPER, needs=no_neurons)

@@ -67,7 +67,7 @@ def chosen(model: LanguageModel, target: Target, foil: Target, logits: Tensor) -
     other = model.token_index(foil)
     if other == index:
         raise Unsuitable("Target and foil are the same token; choose two.")
-    return index, other, f"{model.token_text(index)} over {model.token_text(other)}"
+    return index, other, f"{model.token_text(index)} over {model.token_text(other).lstrip(' ')}"
 
 
 def layer_names(model: LanguageModel) -> tuple[str, ...]:

@@ -63,8 +63,8 @@ def _fit(model: LanguageModel, texts: TextSet, steps: int, seed: int) -> np.ndar
         with torch.enable_grad():
             leaf = maps.clone().requires_grad_()
             moved = translated(leaf, x[:-1] / scales) * scales
-            own = logits_of(model.final(moved.to(model.dtype)).float(), weight, bias, cap).log_softmax(2)
-            loss = F.kl_div(own, goal.expand_as(own), log_target=True, reduction="sum") / len(rows)
+            guess = logits_of(model.final(moved.to(model.dtype)).float(), weight, bias, cap).log_softmax(2)
+            loss = F.kl_div(guess, goal.expand_as(guess), log_target=True, reduction="sum") / len(rows)
             progress.spent(backwards=1)
             (slope,) = torch.autograd.grad(loss, leaf)
         with torch.no_grad():

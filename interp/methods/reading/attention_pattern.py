@@ -21,7 +21,7 @@ PAPER = Paper(
 
 def no_pattern(model: Any) -> str | None:
     """The reason why a model's attention can't be seen, or None."""
-    return model.refuses(Site("pattern", 0))  # type: ignore[no-any-return]
+    return model.refuses(Site("pattern", 0))
 
 
 @lens("Attention patterns", PAPER, needs=no_pattern, cost=lambda model, **_: (1, 0))
