@@ -414,27 +414,29 @@ def _attend(base: str, module: Any, query: Tensor, key: Tensor, value: Tensor, m
     plan = _PLAN.get()
     own = {port: plan.get((*module._address, port), ()) for port in ("q", "k", "v", "pattern", "z")} if plan else {}
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    # a pattern asked for anywhere makes all layers eager, so that the whole is bit for bit the eager model
+    chosen = eager if base == "eager" or _touches_pattern(plan) else sdpa_attention_forward
     if not any(own.values()):
-        return (sdpa_attention_forward if base == "sdpa" else eager)(module, query, key, value, mask, **kwargs)
+        return chosen(module, query, key, value, mask, **kwargs)
 
     query, key, value = (
         _act(own[port], tensor.transpose(1, 2)).transpose(1, 2) if own[port] else tensor
         for port, tensor in (("q", query), ("k", key), ("v", value))
     )
-    if own["pattern"] or base == "eager":
-        z, pattern = eager(module, query, key, value, mask, **kwargs)
-        if own["pattern"]:
-            pattern = _act(own["pattern"], pattern)
-            z = (pattern @ repeat_kv(value, pattern.shape[1] // value.shape[1])).transpose(1, 2)
-    else:
-        z, pattern = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    z, pattern = chosen(module, query, key, value, mask, **kwargs)
+    if own["pattern"]:
+        pattern = _act(own["pattern"], pattern)
+        z = (pattern @ repeat_kv(value, pattern.shape[1] // value.shape[1])).transpose(1, 2)
     return _act(own["z"], z), pattern
 
 
 def _mask(base: str, *args: Any, **kwargs: Any) -> Any:
     """The mask that `_attend` needs: additive where it will be eager, or transformers' own for SDPA."""
-    touched = any(key[2] == "pattern" for key in _PLAN.get())
-    return (eager_mask if touched or base == "eager" else sdpa_mask)(*args, **kwargs)
+    return (eager_mask if base == "eager" or _touches_pattern(_PLAN.get()) else sdpa_mask)(*args, **kwargs)
+
+
+def _touches_pattern(plan: Plan) -> bool:
+    return any(key[2] == "pattern" for key in plan)
 
 
 def _attend_sdpa(*args: Any, **kwargs: Any) -> Any:

@@ -156,6 +156,18 @@ def _language(family: str, seed: int) -> LanguageModel:
     return LanguageModel(_make(T.AutoModelForCausalLM, LANGUAGE[family](), seed), tokenizer(), f"tiny {family}")
 
 
+def untouched(family: str, attention: str | None = None, seed: int = 0) -> Any:
+    """The same network as `language`'s, as transformers makes it, with the attention it picks unless named."""
+    config = LANGUAGE[family]()
+    config.architectures = []
+    with torch.random.fork_rng(devices=[]):
+        network = T.AutoModelForCausalLM.from_config(
+            config, **({"attn_implementation": attention} if attention else {})
+        )
+    draw(network, seed)
+    return network.eval().requires_grad_(False)
+
+
 @functools.lru_cache(1)
 def tokenizer() -> Any:
     """One token per byte, and two special ones."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import progress
+from interp import Unsuitable, progress
 from interp.method import Paper, Range, lens
 from interp.methods.attribution import _multipliers
 from interp.methods.attribution._pixels import completeness
@@ -69,7 +69,8 @@ def token_attribution(
         TokenScores in logits; its residual is how far the sum is from the difference.
 
     Raises:
-        Unsuitable: no such token; a function in the model for which DeepLIFT has no rule.
+        Unsuitable: no such token; a function in the model for which DeepLIFT has no rule; for DeepLIFT, zeros before
+            an RMS norm.
 
     Assumes:
         That the baseline is what the absence of a word looks like. All tokens at the baseline together make a text
@@ -116,6 +117,11 @@ def token_attribution(
         values = maps.double().sum(-1)[0]
         difference = float(scores[0].double() - at.scores[0, 0].double())
         residual = completeness(float(values.sum()), difference, "tokens", "prompt")
+        if not residual.value < 0.01:
+            raise Unsuitable(
+                f"DeepLIFT's multipliers run out of precision between this baseline and the prompt in {model.name} "
+                "(an RMS norm of zeros has no scale); choose the mean embedding, or integrated gradients."
+            )
     whole = float(logits[index] - logits[other]) if other is not None else float(logits[index])
     return TokenScores(
         tuple(model.tokens(sample.text)), values.cpu().numpy(), name, "logit", whole, residual=residual
