@@ -22,6 +22,7 @@ from interp import Unsuitable, progress
 from interp.methods import METHODS
 from interp.model import LanguageModel, Model, VisionModel, gradient
 from interp.results import Result
+from interp.samples import Prompt
 from interp.sites import Site
 from tests import tiny
 from tests.acting import acting
@@ -89,16 +90,27 @@ def language_jobs(model: LanguageModel) -> dict[str, Job]:
         with block():
             return work()
 
+    for key, settings in acting(model).items():
+        method = METHODS[key]
+        if method.model_type is LanguageModel and method.refuses(model) is None:
+            blocks[key] = lambda m=method, s=settings: m(model, Prompt(prompts[0]), **s)  # type: ignore[misc]
+    lenses = [each for each in METHODS.values() if each.kind == "lens" and each.model_type is LanguageModel]
+
     def stream(prompt: str) -> list[str]:
         return list(model.generate(prompt, 6, temperature=1.0))
 
     jobs: dict[str, Job] = {}
     for name, block in blocks.items():
         for index, prompt in enumerate(prompts):
-            if name not in ("skip", "twice"):
+            if name not in ("skip", "twice", "skip_layer", "repeat_layer", "ablate_layer"):
                 jobs[f"look / {name} / {index}"] = lambda b=block, p=prompt: run(b, lambda: look(p))  # type: ignore[misc]
             jobs[f"logits / {name} / {index}"] = lambda b=block, p=prompt: run(b, lambda: model([p, "x"]))  # type: ignore[misc]
             jobs[f"stream / {name} / {index}"] = lambda b=block, p=prompt: run(b, lambda: stream(p))  # type: ignore[misc]
+            for method in lenses:
+                if method.refuses(model) is None and (index == 0 or name == "plain"):
+                    jobs[f"{method.key} / {name} / {index}"] = lambda b=block, p=prompt, m=method: run(  # type: ignore[misc]
+                        b, lambda: m(model, Prompt(p))
+                    )
     return jobs
 
 

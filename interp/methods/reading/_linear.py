@@ -86,7 +86,7 @@ def shares(
     """
     module = model.network.get_submodule(projection)
     end = model.address(site)
-    start = inner.detach().view(1, 1, -1).requires_grad_()
+    start = inner.detach().reshape(1, 1, -1).requires_grad_()
     with hooks.alone(), torch.enable_grad():
         out = module(start)
         if projection != end and not end.endswith((".attn", ".self_attn", ".attention", ".mlp")):
