@@ -102,7 +102,8 @@ OPPOSITES = _pairs(
     "hot/cold big/small up/down fast/slow light/dark young/old rich/poor happy/sad open/closed early/late high/low "
     "long/short hard/soft wet/dry full/empty strong/weak left/right day/night north/south east/west black/white "
     "good/bad first/last near/far loud/quiet clean/dirty wide/narrow deep/shallow thick/thin sweet/bitter true/false "
-    "alive/dead brave/afraid calm/angry warm/cool inside/outside above/below before/after always/never love/hate win/lose"
+    "alive/dead brave/afraid calm/angry warm/cool inside/outside above/below before/after always/never love/hate "
+    "win/lose"
 )
 PASTS = _pairs(
     "go/went see/saw take/took give/gave come/came find/found make/made write/wrote run/ran eat/ate drink/drank "
@@ -144,8 +145,8 @@ GOOD = _words(
     "clever funny moving fresh elegant gorgeous marvelous magnificent touching inspiring enjoyable"
 )
 BAD = _words(
-    "terrible awful horrible boring dreadful poor ugly dull weak painful stupid nasty clumsy annoying tedious miserable "
-    "disappointing pathetic lousy shallow hopeless dismal bland unpleasant"
+    "terrible awful horrible boring dreadful poor ugly dull weak painful stupid nasty clumsy annoying tedious "
+    "miserable disappointing pathetic lousy shallow hopeless dismal bland unpleasant"
 )
 HELD_JUDGEMENTS = {*GOOD[-6:], *BAD[-6:]}
 WORKS = _pairs(
@@ -517,9 +518,10 @@ def _topic(rng: Rng) -> str:
     one, two = rng.sample(things, 2)
     verb, place = rng.choice(verbs), rng.choice(places)
     if rng.random() < 0.5:
+        writer = rng.choice(FEMALE + MALE)
         return rng.choice(
             (
-                f"We would be most grateful if you could {verb} the {one}. Yours sincerely, {rng.choice(FEMALE + MALE)}.",
+                f"We would be most grateful if you could {verb} the {one}. Yours sincerely, {writer}.",
                 f"Dear Sir, it is my pleasure to {verb} the {one} and the {two} in the {place}.",
                 f"One must {verb} the {one} with great care, as the {two} requires.",
             )

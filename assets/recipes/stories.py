@@ -111,6 +111,14 @@ def texts(folder: Path) -> None:
         # a pair is of use only where both prompts are equally long
         even = [case for case in fitting if len(case.prompt.split()) == len(case.corrupted.split())]
         ready[behaviour] = [vars(case) for case in even[:6]]
+    ready["induction"] = [
+        {"prompt": prompt, "answer": answer, "foil": foil, "corrupted": corrupted}
+        for prompt, answer, foil, corrupted in (
+            ("The cat sat. The c", "a", "o", "The dog sat. The d"),
+            ("x7Qz-x7Q", "z", "y", "x7Qy-x7Q"),
+            ("once upon a time, once up", "o", "i", "once upin a time, once up"),
+        )
+    ]
     _write("prompts", ready)
 
 

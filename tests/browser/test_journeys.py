@@ -55,7 +55,7 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["wide", "phone"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("path", ["/", "/heatmaps", "/pixels", "/methods", "/models", "/history"])
+@pytest.mark.parametrize("path", ["/", "/heatmaps", "/pixels", "/prompts", "/methods", "/models", "/history"])
 def test_every_page_opens_finished_and_fits(visit: Any, path: str, size: Any, dark: bool) -> None:
     page = visit(path, size=size, dark=dark)
     expect(page.get_by_role("heading", level=1)).to_be_visible()

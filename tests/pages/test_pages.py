@@ -10,8 +10,10 @@ from streamlit.testing.v1 import AppTest
 
 from interp import Unsuitable
 from interp.methods import METHODS
-from interp.samples import gallery
-from pages.ui.controls import numbers
+from interp.model import LanguageModel, VisionModel
+from interp.samples import Prompt, gallery
+from pages.ui.controls import heads, numbers
+from pages.ui.prompts import ready, visible
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +29,7 @@ def opened(page: str, **query: Any) -> AppTest:
     return app.run()
 
 
-@pytest.mark.parametrize("page", ["home", "heatmaps", "methods", "models", "history"])
+@pytest.mark.parametrize("page", ["home", "heatmaps", "pixels", "prompts", "methods", "models", "history"])
 def test_it_opens_without_an_error(page: str) -> None:
     app = opened(page)
     assert not app.exception and not app.warning
@@ -44,7 +46,10 @@ def test_every_cam_is_shown(key: str) -> None:
 
 @pytest.mark.parametrize("key", sorted(key for key, m in METHODS.items() if m.kind == "intervention"))
 def test_every_intervention_can_be_added_by_its_button(key: str) -> None:
-    app = opened("heatmaps", v="1", model="scenes", image="scene_ring", lens="grad_cam")
+    if METHODS[key].model_type is VisionModel:
+        app = opened("heatmaps", v="1", model="scenes", image="scene_ring", lens="grad_cam")
+    else:
+        app = opened("prompts", v="1", model="stories", prompt="The capital of Peru is", lens="logit_lens")
     app.button(key=f"add:{key}").click().run()
     assert not app.exception
     chips = app.session_state["bench"].chips
@@ -54,6 +59,77 @@ def test_every_intervention_can_be_added_by_its_button(key: str) -> None:
     assert app.session_state["bench"].chips[0].call == chips[0].call  # switched off, it keeps its settings
     app.button(key="remove:0").click().run()
     assert app.session_state["bench"].chips == () and not app.exception
+
+
+@pytest.mark.parametrize("key", sorted(key for key, m in METHODS.items() if m.model_type is LanguageModel))
+def test_every_way_of_reading_is_shown_before_and_after_a_change(key: str) -> None:
+    if METHODS[key].kind != "lens":
+        return
+    change = 'ablate_heads{"heads":[[1,2]]}'
+    app = opened("prompts", v="1", model="induction", prompt="The cat sat. The c", lens=key, do=change)
+    assert not app.exception and not app.warning
+    assert app.session_state["bench"].lens.method == key
+    assert app.session_state["bench"].experiment.interventions
+
+
+def test_two_prompts_and_a_place_travel_in_the_link() -> None:
+    query = {"v": "1", "model": "stories", "prompt": "The capital of Peru is", "lens": "logit_lens"}
+    app = opened("prompts", **query, second="The capital of Cuba is", position="3", layer="2")
+    assert not app.exception
+    bench = app.session_state["bench"]
+    assert (bench.second, bench.position, bench.layer) == ("The capital of Cuba is", 3, 2)
+    assert app.session_state["url"]["second"] == ["The capital of Cuba is"]
+    assert app.session_state["url"]["position"] == ["3"] and app.session_state["url"]["layer"] == ["2"]
+
+
+def test_images_and_prompts_each_keep_their_bench() -> None:
+    app = opened("heatmaps", v="1", model="scenes", image="scene_ring", lens="grad_cam")
+    app.switch_page("pages/prompts.py").run()
+    assert isinstance(app.session_state["bench"].sample, Prompt) and not app.exception
+    app.text_area(key="prompt-text").set_value("The capital of Chile is").run()
+    assert app.session_state["bench"].sample == Prompt("The capital of Chile is")
+    app.switch_page("pages/heatmaps.py").run()
+    assert app.session_state["bench"].model == "scenes" and not app.exception
+    app.switch_page("pages/prompts.py").run()
+    assert app.session_state["bench"].sample == Prompt("The capital of Chile is") and not app.exception
+
+
+def test_a_prompt_from_home_is_followed() -> None:
+    app = opened("home")
+    app.text_area(key="home-prompt").set_value("One key, but two").run()
+    next(each for each in app.button if each.label.startswith("Follow it")).click().run()
+    assert app.session_state["bench"].sample == Prompt("One key, but two") and not app.exception
+
+
+@pytest.mark.parametrize("behaviour", ready())
+def test_every_ready_made_prompt_opens(behaviour: str) -> None:
+    app = opened("prompts")
+    app.button(key=f"ready:{behaviour}:0").click().run()
+    assert not app.exception and not app.warning
+    assert app.session_state["bench"].sample.text == ready()[behaviour][0]["prompt"]
+
+
+@pytest.mark.parametrize("text", ["", "x" * 20_000, "word " * 2000])
+def test_prompts_that_cannot_be_read_get_one_sentence_and_lose_nothing(text: str) -> None:
+    app = opened("prompts")
+    before = app.session_state["bench"].sample
+    app.text_area(key="prompt-text").set_value(text).run()
+    assert not app.exception and len(app.warning) == 1 and app.warning[0].value.endswith(".")
+    if len(text) != 10_000:
+        assert app.session_state["bench"].sample == before
+
+
+def test_what_cannot_be_seen_is_made_visible() -> None:
+    assert visible(" a\tb\n") == "␣a⇥b↵" and visible("") == "∅"
+    assert visible("\x00\x1b") == "␀␛" and visible("\u202e\u200b") == "⟨202E⟩⟨200B⟩"
+    assert visible("שלום 👨\u200d👩") == "שלום␣👨\u200d👩"
+
+
+def test_heads_are_read_as_people_write_them() -> None:
+    assert heads("2.1, L3H0 0.11") == ((2, 1), (3, 0), (0, 11)) and heads("") == ()
+    for text in ("2", "a.b", "1.2.3"):
+        with pytest.raises(Unsuitable, match="Heads are"):
+            heads(text)
 
 
 @pytest.mark.parametrize("name", sorted(gallery()))
