@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,6 +113,19 @@ class Experiment:
             for call in self.interventions:
                 stack.enter_context(_method(call.method)(model, self.sample, **call.settings))
             return _method(self.lens.method)(model, self.sample, **self.lens.settings)
+
+    def stream(self, n: int, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
+        """Go on with a prompt under the interventions, token by token; the lens takes no part."""
+        from interp import zoo
+
+        model = zoo.load(self.model)
+        if not isinstance(self.sample, Prompt) or not hasattr(model, "generate"):
+            raise Unsuitable("Only a language model goes on with a prompt.")
+        with ExitStack() as stack:
+            for call in self.interventions:
+                stack.enter_context(_method(call.method)(model, self.sample, **call.settings))
+            # the stream keeps what is in force now and enters it for each forward
+            return model.generate(self.sample, n, temperature, seed)
 
     def check(self) -> None:
         """Load the model and see that it has what the calls name, without running anything.

@@ -423,7 +423,8 @@ def _attend(base: str, module: Any, query: Tensor, key: Tensor, value: Tensor, m
         _act(own[port], tensor.transpose(1, 2)).transpose(1, 2) if own[port] else tensor
         for port, tensor in (("q", query), ("k", key), ("v", value))
     )
-    z, pattern = chosen(module, query, key, value, mask, **kwargs)
+    attended: Any = chosen(module, query, key, value, mask, **kwargs)
+    z, pattern = attended
     if own["pattern"]:
         pattern = _act(own["pattern"], pattern)
         z = (pattern @ repeat_kv(value, pattern.shape[1] // value.shape[1])).transpose(1, 2)

@@ -317,7 +317,7 @@ def train(kind: str, folder: Path, work: Path, seed: int, tokens: float) -> None
 
 @torch.no_grad()
 def judged(
-    network: nn.Module, reader: PreTrainedTokenizerFast, number: int = 500, held: bool = True
+    network: nn.Module, reader: PreTrainedTokenizerFast, number: int = 500, held: bool = True, seed: int = 1
 ) -> dict[str, float]:
     """Per behaviour, the share of cases whose likeliest next token is the answer.
 
@@ -327,7 +327,7 @@ def judged(
     found = {}
     for behaviour in grammar.BEHAVIOURS:
         correct = 0
-        cases = grammar.cases(behaviour, number, 1, held)
+        cases = grammar.cases(behaviour, number, seed, held)
         logits = last_logits(network, reader, [case.prompt for case in cases])
         for case, row in zip(cases, logits, strict=True):
             answer, foil = (reader(text, add_special_tokens=False)["input_ids"][0] for text in (case.answer, case.foil))
@@ -341,7 +341,7 @@ def judged(
             else:
                 correct += int(row.argmax()) == answer
         found[behaviour] = correct / number
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     once = torch.randint(1, len(reader), (40, 25), generator=generator)
     ids = torch.cat([torch.full((40, 1), reader.convert_tokens_to_ids(END)), once, once], 1)
     guesses = network(input_ids=ids, use_cache=False).logits.argmax(-1)

@@ -48,6 +48,8 @@ NOTICE = {
 }
 COLUMNS = 40
 """How many columns of a matrix are shown at once, around the chosen one."""
+CONTINUED = 24
+"""How many tokens a text is continued by."""
 GLYPHS = {" ": "␣", "\n": "↵", "\t": "⇥"}
 
 
@@ -121,6 +123,7 @@ def looking(model: LanguageModel) -> None:
     with left:
         for index, experiment in enumerate(experiments):
             _next(index, model, experiment)
+        _continued(model, experiments)
     with right:
         for index, experiment in enumerate(experiments):
             _lens(index, model, experiment)
@@ -318,6 +321,36 @@ def _next(index: int, model: LanguageModel, experiment: Experiment) -> None:
     )
 
 
+def _continued(model: LanguageModel, experiments: list[Experiment]) -> None:
+    """The text as the model goes on with it, plain and changed, token by token."""
+    versions = [(title, version) for each in experiments for title, version in _versions(each)]
+    kept: dict[str, str] = st.session_state.setdefault("continued", {})
+    asked = st.button(
+        "Continue the text",
+        icon=":material/play_arrow:",
+        help=f"The likeliest token each time, {CONTINUED} at most; with and without your changes.",
+    )
+    for title, version in versions:
+        if not asked and version.digest not in kept:
+            continue
+        assert isinstance(version.sample, Prompt)
+        st.caption(title)
+        place, text = st.empty(), kept.get(version.digest, "")
+        if version.digest not in kept:
+            for piece in version.stream(CONTINUED):
+                text += piece
+                place.text(version.sample.text + text)
+            kept[version.digest] = text
+            while len(kept) > 50:
+                kept.pop(next(iter(kept)))
+        place.text(version.sample.text + text)
+
+
+def _versions(experiment: Experiment) -> list[tuple[str, Experiment]]:
+    """The experiment, with the unchanged one before it where something is changed."""
+    return [("Before", experiment.before()), ("After", experiment)] if experiment.interventions else [("", experiment)]
+
+
 def _index(model: LanguageModel, target: Target | None) -> int | None:
     try:
         return None if target is None or target.name is None else model.token_index(target)
@@ -357,9 +390,8 @@ def _choose(model: LanguageModel) -> None:
 
 def _lens(index: int, model: LanguageModel, experiment: Experiment) -> None:
     """What the lens shows: before | after | difference where something is changed."""
-    versions = [experiment.before(), experiment] if experiment.interventions else [experiment]
     results: list[Result] = []
-    for each in versions:
+    for _, each in _versions(experiment):
         try:
             if jobs.known(each) is None and jobs.estimate(each) > jobs.QUICK:
                 state = _asked(index, each)

@@ -153,3 +153,15 @@ def test_channels_are_read_as_people_write_them() -> None:
     for text in ("three", "1-", "4;5", "1-999999"):
         with pytest.raises(Unsuitable):
             numbers(text)
+
+
+def test_a_text_is_continued_with_and_without_the_changes() -> None:
+    change = 'ablate_heads{"heads":[[1,2]]}'
+    app = opened("prompts", v="1", model="induction", prompt="The cat sat. The c", lens="logit_lens", do=change)
+    next(each for each in app.button if each.label.startswith("Continue")).click().run()
+    assert not app.exception
+    before, after = (app.session_state["bench"].experiment.before(), app.session_state["bench"].experiment)
+    texts = app.session_state["continued"]
+    assert texts[before.digest] == "".join(before.stream(24)) and texts[before.digest].startswith("at. cat")
+    assert texts[after.digest] == "".join(after.stream(24)) != texts[before.digest]
+    assert [each.value for each in app.text] == [f"The cat sat. The c{texts[each.digest]}" for each in (before, after)]
