@@ -111,6 +111,8 @@ def texts(folder: Path) -> None:
         # a pair is of use only where both prompts are equally long
         even = [case for case in fitting if len(case.prompt.split()) == len(case.corrupted.split())]
         ready[behaviour] = [vars(case) for case in even[:6]]
+    start = "When Mary and John went to the store, {} gave a drink to"
+    ready["ioi"].insert(0, vars(grammar.Case(start.format("John"), " Mary", " John", start.format("Mary"))))
     ready["induction"] = [
         {"prompt": prompt, "answer": answer, "foil": foil, "corrupted": corrupted}
         for prompt, answer, foil, corrupted in (

@@ -128,7 +128,10 @@ def _opening_prompt(key: str, model: LanguageModel, on: Bench) -> dict[str, Any]
     assert isinstance(on.sample, Prompt)
     layer = min(on.layer - 1 if on.layer else model.layers - 1, model.layers - 1)
     if key == "ablate_heads":
-        return {"heads": strongest_heads(model, on.sample, on.lens.settings.get("target", Target()), 1)}
+        try:
+            return {"heads": strongest_heads(model, on.sample, on.lens.settings.get("target", Target()), 1)}
+        except Unsuitable:  # what heads add can't be told apart in this model
+            return {"heads": ((layer, 0),)}
     return {
         "ablate_neurons": {"layer": layer, "neurons": tuple(range(32))},
         "ablate_layer": {"layer": layer, "part": "MLP"},

@@ -165,3 +165,20 @@ def test_a_text_is_continued_with_and_without_the_changes() -> None:
     assert texts[before.digest] == "".join(before.stream(24)) and texts[before.digest].startswith("at. cat")
     assert texts[after.digest] == "".join(after.stream(24)) != texts[before.digest]
     assert [each.value for each in app.text] == [f"The cat sat. The c{texts[each.digest]}" for each in (before, after)]
+
+
+@pytest.mark.parametrize("query", [
+    {"do": 'ablate_heads{"heads":[[9,9]]}'},
+    {"do": 'skip_layer{"layer":3,"count":9}'},
+    {"lens": 'attention_pattern{"layer":77}'},
+    {"lens": 'direct_logit_attribution{"target":{"target":"no such token at all"}}'},
+    {"lens": 'next_tokens{"position":999}'},
+    {"prompt": "y" * 20_000},
+    {"model": "photos"},
+    {"lens": "grad_cam"},
+])  # fmt: skip
+def test_a_link_that_asks_for_what_is_not_there_gets_sentences(query: dict[str, str]) -> None:
+    good = {"v": "1", "model": "stories", "prompt": "The capital of Peru is", "lens": "logit_lens"}
+    app = opened("prompts", **(good | query))
+    assert not app.exception and app.warning
+    assert all(each.value.endswith(".") and len(each.value) < 400 for each in app.warning)

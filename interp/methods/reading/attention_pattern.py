@@ -19,6 +19,10 @@ PAPER = Paper(
 )
 
 
+CELLS = 2**24
+"""The largest number of weights that is shown: 128 MB of them."""
+
+
 def no_pattern(model: Any) -> str | None:
     """The reason why a model's attention can't be seen, or None."""
     return model.refuses(Site("pattern", 0))
@@ -45,7 +49,7 @@ def attention_pattern(
         one. Its residual is how far they are from that.
 
     Raises:
-        Unsuitable: no such layer.
+        Unsuitable: no such layer; a prompt so long that its patterns would fill the memory.
 
     Assumes:
         Nothing: these are the weights of the sum that the head computes.
@@ -56,6 +60,10 @@ def attention_pattern(
     """
     if layer >= model.layers:
         raise Unsuitable(f"{model.name} has layers 0 to {model.layers - 1}, not {layer}.")
+    count = model.inputs(sample).shape[1]
+    if model.parts.heads * count**2 > CELLS:
+        most = int((CELLS / model.parts.heads) ** 0.5)
+        raise Unsuitable(f"The prompt has {count} tokens; the patterns of {model.name} can be seen up to {most}.")
     (passes,), _ = looked(model, sample, [Site("pattern", layer)])
     if not passes:
         raise Unsuitable(f"Layer {layer} is skipped, so no one looks anywhere in it; choose another.")

@@ -1,5 +1,7 @@
 """Attention patterns, activation statistics and layer similarity against numpy and known cases."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,9 @@ def test_a_rotation_changes_the_cosine_but_not_cka() -> None:
         result = layer_similarity(model, PROMPT)
     assert result.sheet("linear CKA")[1, 2] == pytest.approx(1, abs=1e-5) and result.sheet("cosine")[1, 2] < 0.9
     assert np.isnan(layer_similarity(model, Prompt("x")).sheet("linear CKA")).all()
+
+
+def test_patterns_that_would_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[attention_pattern.function.__module__], "CELLS", 200)
+    with pytest.raises(Unsuitable, match="22 tokens; the patterns of tiny gpt2 can be seen up to 10"):
+        attention_pattern(tiny.language("gpt2"), PROMPT)
