@@ -125,8 +125,9 @@ def looking(model: LanguageModel) -> None:
             _next(index, model, experiment)
         _continued(model, experiments)
     with right:
+        _choose_layer(model)
         for index, experiment in enumerate(experiments):
-            _lens(index, model, experiment)
+            _lens(index, model, _placed(model, experiment))
 
 
 # --------------------------------------------------------------------------------------------------------- the prompt
@@ -386,6 +387,32 @@ def _choose(model: LanguageModel) -> None:
         on_change=chosen,
         label_visibility="collapsed",
     )
+
+
+def _choose_layer(model: LanguageModel) -> None:
+    """For lenses of one layer, which."""
+    if bench().lens.method != "attention_pattern" or model.layers == 1:
+        return
+    st.session_state["prompt-layer"] = min(bench().lens.settings["layer"], model.layers - 1)
+    st.segmented_control(
+        "Layer",
+        range(model.layers),
+        key="prompt-layer",
+        required=True,
+        format_func=lambda layer: f"layer {layer}",
+        on_change=lambda: change(lens=bench().lens.but(layer=st.session_state["prompt-layer"])),
+        label_visibility="collapsed",
+    )
+
+
+def _placed(model: LanguageModel, experiment: Experiment) -> Experiment:
+    """The experiment asked of the chosen token, where its lens answers for one and none was set."""
+    assert isinstance(experiment.sample, Prompt)
+    length = len(model.tokens(experiment.sample.text))
+    position = _position(length)
+    if experiment.lens.settings.get("position", 0) is None and position < length - 1:
+        return dataclasses.replace(experiment, lens=experiment.lens.but(position=position))
+    return experiment
 
 
 def _lens(index: int, model: LanguageModel, experiment: Experiment) -> None:

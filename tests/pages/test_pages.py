@@ -182,3 +182,17 @@ def test_a_link_that_asks_for_what_is_not_there_gets_sentences(query: dict[str, 
     app = opened("prompts", **(good | query))
     assert not app.exception and app.warning
     assert all(each.value.endswith(".") and len(each.value) < 400 for each in app.warning)
+
+
+def test_the_ledger_answers_for_the_chosen_token() -> None:
+    query = {"v": "1", "model": "stories", "prompt": "The capital of Peru is", "lens": "direct_logit_attribution"}
+    app = opened("prompts", **query, position="2")
+    assert not app.exception
+    assert app.session_state["history"][-1].lens.settings["position"] == 2
+    assert app.session_state["bench"].lens.settings["position"] is None, "clicking on goes on to answer"
+
+
+def test_the_layer_of_the_patterns_can_be_chosen_on_the_page() -> None:
+    app = opened("prompts", v="1", model="stories", prompt="The capital of Peru is", lens="attention_pattern")
+    app.segmented_control(key="prompt-layer").set_value(2).run()
+    assert app.session_state["bench"].lens.settings["layer"] == 2 and not app.exception
