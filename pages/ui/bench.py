@@ -124,7 +124,8 @@ def undo() -> None:
 
 
 def open_experiment(experiment: Experiment) -> None:
-    """Lay an experiment on the bench."""
+    """Lay an experiment on the bench of its kind."""
+    turn_to_kind(type(experiment.sample))
     change(
         model=experiment.model,
         sample=experiment.sample,

@@ -14,10 +14,10 @@ from interp.catalogue import cost_text, families
 from interp.methods import METHODS
 from interp.model import LanguageModel
 from interp.results import Heatmap, TokenGrid
-from interp.samples import Prompt
+from interp.samples import Image, Prompt
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import choose_lens, opening
-from pages.ui.bench import PAGES, Bench, bench, first, first_prompt, page_of, use_model
+from pages.ui.bench import PAGES, Bench, bench, first, first_prompt, page_of, turn_to_kind, use_model
 
 HOSTED = os.environ.get("ACTISCOPE_HOSTED") == "1"
 """On a server for strangers nobody may name a folder of it."""
@@ -55,6 +55,7 @@ def methods() -> None:
             st.caption(f"Cost: {cost_text(method)}. In the library: `interp.methods.{method.family}.{method.key}`.")
             page = page_of(method)
             if method.kind == "lens" and page and st.button("Use it", icon=":material/visibility:"):
+                turn_to_kind(Prompt if method.model_type is LanguageModel else Image)
                 choose_lens(method.key)
                 st.switch_page(page)
 

@@ -10,7 +10,7 @@ from interp import Unsuitable, zoo
 from interp.figures import data_url, fitted
 from interp.samples import Image, gallery
 from pages.ui import components
-from pages.ui.bench import bench, change, use_model
+from pages.ui.bench import bench, change, turn_to_kind, use_model
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
@@ -44,6 +44,7 @@ def gallery_cards(key: str, names: list[str] | None = None, on: Any = None, leas
 
 def pick(name: str) -> None:
     """Lay a gallery image on the bench, with its model."""
+    turn_to_kind(Image)
     wanted = gallery()[name].get("model") or bench().model
     same_labels = wanted == "photos" and bench().model not in zoo.shelf()
     if wanted != bench().model and not (wanted == "photos" and bench().model == "photos-vit") and not same_labels:
@@ -65,6 +66,7 @@ def uploader(key: str, label: str = "Your photo") -> None:
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
             return
+        turn_to_kind(Image)
         settings = {"target": None} if "target" in bench().lens.settings else {}
         if bench().model.startswith("scenes"):
             use_model("photos")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from interp import Unsuitable
 from interp.methods import METHODS
 from interp.model import LanguageModel, VisionModel
-from interp.samples import Prompt, gallery
+from interp.samples import Image, Prompt, gallery
 from pages.ui.controls import heads, numbers
 from pages.ui.prompts import ready, visible
 
@@ -196,3 +197,29 @@ def test_the_layer_of_the_patterns_can_be_chosen_on_the_page() -> None:
     app = opened("prompts", v="1", model="stories", prompt="The capital of Peru is", lens="attention_pattern")
     app.segmented_control(key="prompt-layer").set_value(2).run()
     assert app.session_state["bench"].lens.settings["layer"] == 2 and not app.exception
+
+
+def test_from_a_prompt_a_photo_or_a_method_for_photos_finds_the_bench_of_photos() -> None:
+    app = opened("prompts")
+    app.switch_page("pages/methods.py").run()
+    app.session_state["method"] = "hires_cam"
+    app.run()
+    next(each for each in app.button if each.label == "Use it").click().run()
+    bench = app.session_state["bench"]
+    assert bench.lens.method == "hires_cam" and bench.model == "photos" and not app.exception and not app.warning
+    app.switch_page("pages/methods.py").run()
+    app.session_state["method"] = "tuned_lens"
+    app.run()
+    next(each for each in app.button if each.label == "Use it").click().run()
+    bench = app.session_state["bench"]
+    assert bench.lens.method == "tuned_lens" and bench.model == "stories" and not app.exception
+    app.switch_page("pages/home.py").run()
+    app.file_uploader(key="home-upload").upload("dog.png", png(), "image/png").run()
+    bench = app.session_state["bench"]
+    assert bench.model == "photos" and isinstance(bench.sample, Image) and not app.exception
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.gallery("chelsea").picture.save(buffer, "PNG")
+    return buffer.getvalue()
