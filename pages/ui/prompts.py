@@ -16,6 +16,7 @@ from interp import Unsuitable, zoo
 from interp.experiment import Call, Experiment
 from interp.figures import ramp
 from interp.methods import METHODS
+from interp.methods.reading._prompts import RESIDUALS
 from interp.model import LanguageModel
 from interp.results import Curve, Result, Table, TokenGrid, TokenScores
 from interp.samples import Prompt, Target
@@ -474,7 +475,9 @@ def _grid(index: int, words: tuple[str, ...], results: list[TokenGrid]) -> None:
     """Matrices of one sheet on one scale, and what is in the chosen cell."""
     last = results[-1]
     sheet = _sheet(index, last)
-    upward = last.rows[0].startswith("before")  # layers grow upwards, as the residual stream is drawn
+    tokens = last.columns == words
+    query_rows = tokens and last.rows == words  # attention: those who look are tokens too
+    upward = not query_rows and last.rows[0] == RESIDUALS  # layers grow upwards, as the residual stream is drawn
     same = len(results) == 2 and results[0].values.shape == last.values.shape
     parts = [result.values[min(sheet, len(result.values) - 1)] for result in results]
     titles = ["Before", "After"] if len(results) == 2 else [""]
@@ -487,46 +490,43 @@ def _grid(index: int, words: tuple[str, ...], results: list[TokenGrid]) -> None:
     if len(results) == 2 and same and index == 0:
         st.toggle("Difference only", key="only-difference")
     largest = max(float(np.nanmax(np.abs(part), initial=0)) for part in parts) or 1.0
-    tokens = last.columns == words
     position = _position(len(last.columns)) if tokens else None
-    start = 0 if position is None else max(0, min(position - COLUMNS // 2, len(last.columns) - COLUMNS))
-    window = slice(start, start + COLUMNS)
+    columns = _columns(parts, position)
     for place, (title, values, result, signed) in enumerate(grids):
         if only and place < 2:
             continue
-        rows, shown = list(last.rows), values[:, window]
-        texts = [[visible(c[0]) for c in row[window]] for row in result.choices] if result and result.choices else None
-        if not tokens and len(last.columns) <= 16:  # room for the numbers
+        rows, shown = list(last.rows), values[:, columns]
+        texts = None
+        if result and result.choices:
+            texts = [[visible(row[column][0]) for column in columns] for row in result.choices]
+        elif not tokens and len(last.columns) <= 16:  # room for the numbers
             texts = [[f"{v:.2g}" if abs(v) > 0.005 * largest else "" for v in row] for row in shown.tolist()]
-        query_rows = last.rows == last.columns and tokens  # attention: queries are tokens too
         if query_rows:
-            rows, shown = rows[window], shown[window]
+            rows, shown = [rows[column] for column in columns], shown[columns]
         if upward:
             rows, shown, texts = rows[::-1], shown[::-1], texts[::-1] if texts else None
         limit = largest if not (place == 2 and only) else float(np.nanmax(np.abs(values), initial=0)) or 1.0
         selected = None
         if position is not None:
             layer = bench().layer
-            row = (position - start) if query_rows else len(rows) - 1 if layer is None else min(layer, len(rows) - 1)
-            selected = [len(rows) - 1 - row if upward else row, position - start]
-            selected = [row, row] if query_rows else selected
+            column = columns.index(position)
+            row = column if query_rows else len(rows) - 1 if layer is None else min(layer, len(rows) - 1)
+            selected = [len(rows) - 1 - row if upward else row, column]
 
-        def picked(
-            value: dict[str, Any], count: int = len(rows), start: int = start, query_rows: bool = query_rows
-        ) -> None:
-            row = count - 1 - value["row"] if upward else value["row"]
+        def picked(value: dict[str, Any], count: int = len(rows)) -> None:
+            at = columns[int(value["row"] if query_rows else value["column"])]
+            place = None if at == len(last.columns) - 1 else at
             if query_rows:
-                change(position=int(value["row"]) + start)
+                change(position=place)
             elif tokens:
-                column = int(value["column"]) + start
-                change(position=None if column == len(last.columns) - 1 else column, layer=int(row))
+                change(position=place, layer=int(count - 1 - value["row"] if upward else value["row"]))
 
         components.matrix(
             f"matrix:{index}:{place}",
             {
                 "title": title,
                 "rows": [visible(row) if query_rows else row for row in rows],
-                "columns": [visible(each) if tokens else each for each in last.columns[window]],
+                "columns": [visible(name) if tokens else name for name in (last.columns[each] for each in columns)],
                 "values": [[None if v != v else float(f"{v:.4g}") for v in row] for row in shown.tolist()],
                 "texts": texts,
                 "selected": selected,
@@ -539,9 +539,20 @@ def _grid(index: int, words: tuple[str, ...], results: list[TokenGrid]) -> None:
             picked,
         )
     if len(last.columns) > COLUMNS:
-        st.caption(f"Columns {start} to {start + COLUMNS - 1} of {len(last.columns)}, around the chosen token.")
+        which = "around the chosen token" if tokens else "those with the largest values"
+        st.caption(f"{len(columns)} of {len(last.columns)} columns: {which}.")
     if last.choices and position is not None:
         _cell(results, min(bench().layer if bench().layer is not None else 10**6, len(last.rows) - 1), position)
+
+
+def _columns(parts: list[np.ndarray], position: int | None) -> list[int]:
+    """Which columns are shown: those around a position, or those that hold the largest values."""
+    count = parts[-1].shape[1]
+    if position is not None:
+        start = max(0, min(position - COLUMNS // 2, count - COLUMNS))
+        return list(range(start, min(start + COLUMNS, count)))
+    largest = np.max([np.nanmax(np.abs(part), axis=0, initial=0) for part in parts if part.shape[1] == count], axis=0)
+    return sorted(np.argsort(-largest, kind="stable")[:COLUMNS].tolist())
 
 
 def _sheet(index: int, result: TokenGrid) -> int:

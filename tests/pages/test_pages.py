@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -14,7 +15,7 @@ from interp.methods import METHODS
 from interp.model import LanguageModel, VisionModel
 from interp.samples import Image, Prompt, gallery
 from pages.ui.controls import heads, numbers
-from pages.ui.prompts import ready, visible
+from pages.ui.prompts import _columns, ready, visible
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,3 +224,16 @@ def png() -> bytes:
     buffer = io.BytesIO()
     Image.gallery("chelsea").picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_of_many_columns_the_largest_are_shown() -> None:
+    lens = 'direct_logit_attribution{"by":"neuron"}'
+    app = opened("prompts", v="1", model="stories", prompt="The capital of Peru is", lens=lens)
+    assert not app.exception
+    assert any("40 of 322 columns: those with the largest values" in each.value for each in app.caption)
+    parts = [np.array([[0.0, 5, 1], [3, 0, 0]])]
+    assert _columns(parts, None) == [0, 1, 2]
+    assert _columns([np.eye(50)[[7, 3, 45]]], None)[0] == 0 and {3, 7, 45} < set(
+        _columns([np.eye(50)[[7, 3, 45]]], None)
+    )
+    assert _columns([np.zeros((2, 100))], 70) == list(range(50, 90))
