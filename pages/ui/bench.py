@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import streamlit as st
@@ -15,10 +15,11 @@ from interp.experiment import Call, Experiment, Sample
 from interp.figures import Look
 from interp.method import Method
 from interp.methods import METHODS
-from interp.model import LanguageModel
+from interp.model import LanguageModel, Model, VisionModel
 from interp.results import Result
 from interp.samples import Image, Prompt, Target
 
+M = TypeVar("M", bound=Model)
 PAGES = {"cam": "pages/heatmaps.py", "attribution": "pages/pixels.py", "reading": "pages/prompts.py"}
 """Where the lenses of a family are looked through."""
 
@@ -87,6 +88,20 @@ def turn_to_kind(kind: type) -> None:
         other = st.session_state.get("other-bench") or (first_prompt() if kind is Prompt else first())
         st.session_state["other-bench"], st.session_state["bench"] = bench(), other
         st.session_state["undo"] = []
+
+
+def load(kind: type[M]) -> M | None:
+    """The model on the bench, or None and a sentence why it can't be had, or can't be used here."""
+    try:
+        model = zoo.load(bench().model)
+    except Unsuitable as problem:
+        st.warning(str(problem), icon=":material/info:")
+        return None
+    if not isinstance(model, kind):
+        reads, wanted = ("text", "an image") if kind is VisionModel else ("images", "a language")
+        st.warning(f"{model.name} reads {reads}; choose {wanted} model in the bar.", icon=":material/info:")
+        return None
+    return model
 
 
 def bench() -> Bench:

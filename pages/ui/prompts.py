@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from interp import Unsuitable, zoo
+from interp import Unsuitable
 from interp.experiment import Call, Experiment
 from interp.figures import ramp
 from interp.methods import METHODS
@@ -86,19 +86,6 @@ def begin(case: dict[str, str], behaviour: str) -> None:
     model = "induction" if behaviour == "induction" else "stories" if bench().model == "induction" else bench().model
     lens = Call(bench().lens.method, **settings)
     change(model=model, sample=Prompt(case["prompt"]), lens=lens, chips=(), second="", position=None, layer=None)
-
-
-def load() -> LanguageModel | None:
-    """The model on the bench, or a sentence why it can't be had."""
-    try:
-        model = zoo.load(bench().model)
-    except Unsuitable as problem:
-        st.warning(str(problem), icon=":material/info:")
-        return None
-    if not isinstance(model, LanguageModel):
-        st.warning(f"{model.name} looks at images; choose a language model in the bar.", icon=":material/info:")
-        return None
-    return model
 
 
 def looking(model: LanguageModel) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp import Unsuitable, evidence, zoo
+from interp import Unsuitable, evidence
 from interp.experiment import Call, Experiment
 from interp.figures import FINE, scale_of
 from interp.methods import METHODS
@@ -434,16 +434,3 @@ def notice() -> None:
     sample = bench().sample
     if isinstance(sample, Image) and not bench().chips and (text := gallery().get(sample.reference, {}).get("notice")):
         st.write(text)
-
-
-def load() -> VisionModel | None:
-    """The model on the bench, or a sentence why it can't be had."""
-    try:
-        model = zoo.load(bench().model)
-    except Unsuitable as problem:
-        st.warning(str(problem), icon=":material/info:")
-        return None
-    if not isinstance(model, VisionModel):
-        st.warning(f"{model.name} reads text; choose an image model in the bar.", icon=":material/info:")
-        return None
-    return model

@@ -103,7 +103,10 @@ def test_resampling_takes_what_stands_in_the_texts_and_is_fixed_by_its_seed() ->
             model.record(["mlp_out.1"]) as found,
         ):
             results.append(model(PROMPT))
-        assert (found["mlp_out.1"][0][:, None] == rows[None]).all(-1).any(1).all()
+        taken = found["mlp_out.1"][0]
+        assert (taken[:, None] == rows[None]).all(-1).any(1).all()
+        # each position draws for itself: 22 draws from about as many rows hit on few of them twice
+        assert len(taken.unique(dim=0)) > len(taken) // 2
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
