@@ -37,7 +37,7 @@ TITLES = {
     "induction": "Copying what came before",
 }
 NOTICE = {
-    "ioi": "The name said once is the answer. Follow it up the layers: it wins only near the top, where heads copy it.",
+    "ioi": "The name said once is the answer. Follow the last column up: it is not there until heads copy it.",
     "agreement": "The verb goes with the first noun, though the second stands nearer.",
     "capitals": "The country decides, layers before the last token reads it off.",
     "two_hops": "City to country to language: two facts in a row.",
