@@ -409,10 +409,29 @@ def _put_output(output: Any, value: Tensor) -> Any:
 # ----------------------------------------------------------------------------------------------------------- attention
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How a layer's attention makes scores of queries and keys: s = cap(scale q k') + mask; pattern = softmax(s)."""
+
+    scale: float
+    cap: float | None
+    mask: Tensor | None
+
+    def __call__(self, query: Tensor, key: Tensor) -> Tensor:
+        """Scores [batch, head, query, key] of q [batch, query, head, d_head] and k [batch, key, kv_head, d_head]."""
+        heads = query.shape[2] // key.shape[2]
+        raw = query.transpose(1, 2) @ repeat_kv(key.transpose(1, 2), heads).transpose(2, 3) * self.scale
+        raw = raw if self.cap is None else self.cap * torch.tanh(raw / self.cap)
+        return raw if self.mask is None else raw + self.mask
+
+
 def _attend(base: str, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
     """Attention with the plan's edits and records at q k v [batch, position, head, d_head], pattern and z."""
     plan = _PLAN.get()
     own = {port: plan.get((*module._address, port), ()) for port in ("q", "k", "v", "pattern", "z")} if plan else {}
+    for action in plan.get((*module._address, "scoring"), ()) if plan else ():
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        action.recorder.values.append(Scoring(scale, kwargs.get("softcap"), mask))  # type: ignore[union-attr]
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     # a pattern asked for anywhere makes all layers eager, so that the whole is bit for bit the eager model
     chosen = eager if base == "eager" or _touches_pattern(plan) else sdpa_attention_forward

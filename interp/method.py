@@ -56,6 +56,16 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Positions:
+    """Marks a tuple of token positions, from 0; none stands for all."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Marks a tuple of sites."""
+
+
+@dataclass(frozen=True)
 class Paper:
     """Where a method was published."""
 
@@ -90,10 +100,10 @@ class Control:
 
     @property
     def kind(self) -> str:
-        """toggle, choice, slider, number, site, target, region, channels, heads, text or sample."""
+        """toggle, choice, slider, number, site, sites, target, region, channels, heads, positions, text or sample."""
         base, marks = _unwrap(self.hint)
         for mark in marks:
-            if isinstance(mark, Channels | Region | Heads):
+            if isinstance(mark, Channels | Region | Heads | Positions | Sites):
                 return type(mark).__name__.lower()
         if get_origin(base) is Literal:
             return "choice"
@@ -218,9 +228,12 @@ class Method:
             return f"{self.name} needs {wanted}; {model.name} is none."
         return self.needs(model)
 
-    def estimate(self, model: Any, settings: Mapping[str, Any]) -> tuple[float, float] | None:
-        """Forwards (in examples) and backwards it will take on this model with these settings; None: a few."""
-        return self.cost(model, **self.canonical(settings)) if self.cost else None
+    def estimate(self, model: Any, settings: Mapping[str, Any], sample: Any = None) -> tuple[float, float] | None:
+        """Forwards (in examples) and backwards it will take on this model with these settings; None: a few.
+
+        sample: what it will look at, where that is known; otherwise something of the usual size.
+        """
+        return self.cost(model, sample=sample, **self.canonical(settings)) if self.cost else None
 
     def canonical(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """All settings in order, defaults filled in, as plain hashable values of their declared types.
@@ -245,6 +258,8 @@ class Method:
         if reason := self.refuses(model):
             raise Unsuitable(reason)
         wanted = self.samples
+        if isinstance(sample, PromptPair) and PromptPair not in wanted and Prompt in wanted:
+            sample = Prompt(sample.clean)  # a pair stands for its clean prompt wherever one prompt is asked for
         if wanted and not isinstance(sample, wanted):
             names = " or ".join(each.__name__ for each in wanted)
             raise Unsuitable(
@@ -296,7 +311,7 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
             left, top, right, bottom = out
             if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
                 return _refuse(what, "left, top, right, bottom as fractions from 0 to 1", out)
-        if any(isinstance(mark, Channels) for mark in marks):
+        if any(isinstance(mark, Channels | Positions) for mark in marks):
             if any(each < 0 for each in out):
                 raise Unsuitable(f"{what} are numbers from 0.")
             out = tuple(sorted(set(out)))

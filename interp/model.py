@@ -567,6 +567,18 @@ class LanguageModel(Model):
             | {layer - 1: lambda run, hidden: resid_pre}
         )
 
+    def scorings(self) -> Block:
+        """A block that gives, after a forward in it, how each layer's attention makes its scores: layer -> Scoring.
+
+        Ask for patterns beside it: only then masks are the additive ones of eager attention.
+        """
+        recorders = {Site("pattern", layer): Recorder(True, False) for layer in range(self.layers)}
+        actions = [
+            Action(Point((*self._point(site).key[:2], "scoring")), recorder=recorder)
+            for site, recorder in recorders.items()
+        ]
+        return hooks.planned(actions, Record(recorders, True, self.resolve))
+
     def final(self, resid: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position d_model"]:
         """What the unembedding is given when the last block leaves `resid`: the final norm, and OPT's projection."""
         modules = [self.network.get_submodule(path) for path in self.parts.before_logits]

@@ -203,13 +203,40 @@ class TokenGrid(Result):
 
 @dataclass(frozen=True, eq=False)
 class Graph(Result):
-    """Nodes (named, with a value) and weighted edges between them: edges [edge, 2] of node numbers, weights [edge]."""
+    """Parts of a model as nodes with signed values, and weighted edges from one to another.
+
+    nodes: as `interp.sites.Node` writes them, "z.1.2@5" (head 2 of layer 1 at token 5). values: [node].
+    edges: [edge, 2], numbers of the source and the target; weights: [edge]; ports: the input of the target that each
+    enters by (q, k, v, or "" where it has only one).
+    tokens: of the prompt; others: of the prompt that it is compared with, where there is one.
+    target: what is explained ("Mary over John"); units: of values and weights.
+    direction: "noising" (parts of the clean run are replaced by the corrupted run's), "denoising" (the other way
+    round), or "" where nothing is patched. base: the metric of the run that is patched; donor: of the other.
+    total: the sum of the magnitudes of all edges (nodes, where there are no edges), those not listed here included.
+    """
 
     nodes: tuple[str, ...]
     values: np.ndarray
-    edges: np.ndarray
-    weights: np.ndarray
+    edges: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), int))
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    ports: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    target: str = ""
     units: str = ""
+    direction: str = ""
+    base: float = float("nan")
+    donor: float = float("nan")
+    total: float = float("nan")
+
+    def value(self, node: str) -> float:
+        """The value of a node by its name."""
+        return float(self.values[self.nodes.index(node)])
+
+    def recovery(self) -> np.ndarray | None:
+        """Each value as a share of the way from `base` to `donor`; None where the two are alike."""
+        way = self.donor - self.base
+        return self.values / way if abs(way) > 1e-6 else None
 
 
 @dataclass(frozen=True, eq=False)

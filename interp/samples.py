@@ -142,15 +142,20 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptPair:
-    """A clean and a corrupted prompt of the same length, the answer of clean and the foil of corrupted."""
+    """A clean and a corrupted prompt of as many tokens, the answer of clean and the foil of corrupted.
+
+    An empty answer or foil stands for the model's first guess after its prompt.
+    """
 
     clean: str
     corrupted: str
-    answer: str
-    foil: str
+    answer: str = ""
+    foil: str = ""
 
     def __post_init__(self) -> None:
-        _check(self.clean, self.corrupted, self.answer, self.foil)
+        for text in (self.clean, self.corrupted):
+            Prompt(text)
+        _check(self.answer, self.foil)
 
 
 @dataclass(frozen=True)

@@ -79,5 +79,48 @@ class Site:
         raise Unsuitable(f"{text!r} names no site; write for example resid_post.3, z.3.5, stage.2 or module:PATH.")
 
 
+@dataclass(frozen=True)
+class Node:
+    """A part of a model as a node of a graph: what lies at a site, at one token or at all, whole or one channel of it.
+
+    `str(node)` and `Node.parse` are inverse: "z.1.2@5" (head 2 of layer 1 at token 5), "mlp_out.0" (at all tokens),
+    "mlp_post.3@5#17" (neuron 17), "logits@9" (no site: what the model says after token 9).
+    """
+
+    site: Site | None
+    position: int | None = None
+    channel: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.site.kind if self.site else "logits"
+
+    @property
+    def layer(self) -> int | None:
+        return self.site.layer if self.site else None
+
+    @property
+    def head(self) -> int | None:
+        return self.site.head if self.site else None
+
+    def __str__(self) -> str:
+        place = "" if self.position is None else f"@{self.position}"
+        return f"{self.site or 'logits'}{place}" + ("" if self.channel is None else f"#{self.channel}")
+
+    @staticmethod
+    def parse(text: str) -> Node:
+        """Read what `str(node)` wrote.
+
+        Raises:
+            Unsuitable: the text names no node.
+        """
+        match = re.fullmatch(r"([^@#]+)(?:@([0-9]{1,6}))?(?:#([0-9]{1,7}))?", text)
+        if not match:
+            raise Unsuitable(f"{text[:40]!r} names no part of a model; write for example z.1.2@5 or mlp_out.0@3.")
+        site, position, channel = match.groups()
+        numbers = (None if each is None else int(each) for each in (position, channel))
+        return Node(None if site == "logits" else Site.parse(site), *numbers)
+
+
 def _number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

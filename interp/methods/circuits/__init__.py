@@ -1,0 +1,1 @@
+"""Circuits: which parts of the model did it, and how do they work together?"""
