@@ -52,3 +52,11 @@ def strip(key: str, data: dict[str, Any], on: Any) -> None:
 def matrix(key: str, data: dict[str, Any], on: Any) -> None:
     """A matrix of cells: rows, columns, values, texts, selected, range, stops, quantity, least, label, title."""
     _mount("matrix", key, "pick", data, on)
+
+
+def graph(key: str, data: dict[str, Any], on: Any) -> None:
+    """A circuit: tokens, others, layers, nodes, edges, selected, signed, units, title, note, label, file, meta.
+
+    Its events: {kind: "select" or "pin", id}, {kind: "group", ids}, {kind: "ungroup", group}.
+    """
+    _mount("graph", key, "act", data, on)
