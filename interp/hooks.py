@@ -431,7 +431,7 @@ def _attend(base: str, module: Any, query: Tensor, key: Tensor, value: Tensor, m
     own = {port: plan.get((*module._address, port), ()) for port in ("q", "k", "v", "pattern", "z")} if plan else {}
     for action in plan.get((*module._address, "scoring"), ()) if plan else ():
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        action.recorder.values.append(Scoring(scale, kwargs.get("softcap"), mask))  # type: ignore[union-attr]
+        action.recorder.values.append(Scoring(scale, kwargs.get("softcap"), mask))  # type: ignore[union-attr, arg-type]
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     # a pattern asked for anywhere makes all layers eager, so that the whole is bit for bit the eager model
     chosen = eager if base == "eager" or _touches_pattern(plan) else sdpa_attention_forward

@@ -279,17 +279,25 @@ class Model:
 
 
 def gradient(
-    output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, batched: bool = False, keep: bool = False
+    output: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Tensor | None = None,
+    batched: bool = False,
+    keep: bool = False,
+    loose: bool = False,
 ) -> tuple[Tensor, ...]:
     """d output / d inputs, by `torch.autograd.grad` and nothing else; counted by the meter.
 
     Args:
         weights: what to multiply output with; `batched`: its first axis runs over several such weightings at once.
         keep: keep the graph for another backward.
+        loose: zeros where the output does not depend on an input, instead of an error.
     """
     progress.check()
     progress.spent(backwards=len(weights) if batched and weights is not None else 1)
-    return torch.autograd.grad(output, tuple(inputs), weights, is_grads_batched=batched, retain_graph=keep)
+    return torch.autograd.grad(
+        output, tuple(inputs), weights, is_grads_batched=batched, retain_graph=keep, materialize_grads=loose
+    )
 
 
 class VisionModel(Model):

@@ -228,6 +228,10 @@ class Graph(Result):
     base: float = float("nan")
     donor: float = float("nan")
     total: float = float("nan")
+    beside: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    beside_name: str = ""
+    bound: float = float("nan")
+    confidence: float = float("nan")
 
     def value(self, node: str) -> float:
         """The value of a node by its name."""

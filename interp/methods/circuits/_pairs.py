@@ -87,8 +87,8 @@ def read_pair(
     lengths = [each.shape[1] for each in ids]
     if lengths[0] != lengths[1]:
         raise Unsuitable(
-            f"The clean prompt has {lengths[0]} tokens and the corrupted one {lengths[1]}; patching needs equally many, "
-            "so change words for others of as many tokens."
+            f"The clean prompt has {lengths[0]} tokens and the corrupted one {lengths[1]}; patching needs equally "
+            "many, so change words for others of as many tokens."
         )
     if bool((ids[0] == ids[1]).all()):
         raise Unsuitable("Both prompts are the same, so there is nothing to patch; change a word in one of them.")
@@ -97,8 +97,8 @@ def read_pair(
     reference = None
     if metric == "KL divergence":
         reference = last_logits(model, Prompt(sample.clean)).double().log_softmax(0)
-    texts = [tuple(model.tokens(text)) for text in (sample.clean, sample.corrupted)]
-    return Pair(base, donor, *texts, answer, foil, metric, direction, name, reference)
+    tokens, others = (tuple(model.tokens(text)) for text in (sample.clean, sample.corrupted))
+    return Pair(base, donor, tokens, others, answer, foil, metric, direction, name, reference)
 
 
 def answers(model: LanguageModel, sample: PromptPair) -> tuple[int, int, str]:

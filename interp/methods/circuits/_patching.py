@@ -24,9 +24,9 @@ Rows = Sequence[Sequence[Node]]
 
 
 class Patcher:
-    """The runs of a pair, kept for patching: `effects(rows)` is the metric of the base run with each row's nodes patched.
+    """The runs of a pair, kept for patching: `effects(rows)` is by how much each row's patches move the metric.
 
-    I(n) = m(base | n <- n(donor)) - m(base)
+        I(n) = m(base | n <- n(donor)) - m(base)
     """
 
     def __init__(self, model: LanguageModel, pair: Pair, sites: Sequence[Site]) -> None:
@@ -76,9 +76,7 @@ class Patcher:
         stream = self.streams[start].expand(count, -1, -1)
         if start and (own := by_site.pop(Site("resid_post", start - 1), None)):
             stream = put(stream, self.donor[Site("resid_post", start - 1)][-1], own, "resid_post")
-        edits = {
-            site: putting(self.donor[site], own, site.kind) for site, own in by_site.items()
-        }
+        edits = {site: putting(self.donor[site], own, site.kind) for site, own in by_site.items()}
         progress.spent(forwards=-count * start / model.layers)
         with model.resume(start, stream), model.edit(edits):  # type: ignore[arg-type]
             return model(self.pair.base.expand(count, -1), keep=1)[:, -1]

@@ -4,7 +4,6 @@ import numpy as np
 
 from interp import Unsuitable
 from interp.method import Paper, lens
-from interp.methods.circuits._patching import Patcher
 from interp.methods.circuits._pairs import (
     Direction,
     Metric,
@@ -16,6 +15,7 @@ from interp.methods.circuits._pairs import (
     read_pair,
     sites_of,
 )
+from interp.methods.circuits._patching import Patcher
 from interp.model import LanguageModel
 from interp.results import Graph
 from interp.samples import PromptPair
@@ -59,7 +59,8 @@ def activation_patching(
     Args:
         nodes: Which parts. Neurons are too many to patch one by one: attribution patching estimates them.
         metric: What is measured after the last token. KL divergence is that from the clean prompt's distribution.
-        direction: Noising breaks the clean run and shows what is needed; denoising mends the corrupted run and shows what suffices.
+        direction: Noising breaks the clean run and shows what is needed; denoising mends the corrupted run and shows
+            what suffices.
         by_position: Patch each token by itself, or all at once.
 
     Returns:
@@ -75,7 +76,9 @@ def activation_patching(
         Where another part takes over (backup heads) or two parts do the same, patching one of them changes nothing.
     """
     if nodes == "neurons":
-        raise Unsuitable("Neurons are too many to be patched one by one; take attribution patching, which is made for it.")
+        raise Unsuitable(
+            "Neurons are too many to be patched one by one; take attribution patching, which is made for it."
+        )
     pair = read_pair(model, sample, metric, direction)
     sites = sites_of(model, nodes)
     found = nodes_at(model, sites, pair.length, by_position)
@@ -91,5 +94,3 @@ def graph_of(nodes: list[Node], values: np.ndarray, pair: Any, base: float, dono
         direction=pair.direction, base=base, donor=donor, total=float(np.abs(values).sum()),
         note=more.pop("note", note_of(pair, base, donor)), **more,
     )  # fmt: skip
-
-
