@@ -53,10 +53,16 @@ const outline = (kind, r) => {
 };
 const width = (() => {
   let pen = null;
+  const known = new Map();
   return (text, font) => {
-    pen ||= document.createElement("canvas").getContext("2d");
-    pen.font = font;
-    return pen.measureText(text).width;
+    const at = `${font}|${text}`;
+    if (!known.has(at)) {
+      if (known.size > 4000) known.clear();
+      pen ||= document.createElement("canvas").getContext("2d");
+      pen.font = font;
+      known.set(at, pen.measureText(text).width);
+    }
+    return known.get(at);
   };
 })();
 
@@ -78,7 +84,7 @@ function lay(data) {
     cells.get(at).push(node);
   }
   const columns = count + (nodes.some((node) => node.column === count) ? 1 : 0);
-  const wide = Array(columns).fill(44);
+  const wide = Array(columns).fill(50);
   const lines = {};
   for (const [at, members] of cells) {
     const [band, row, column] = at.split(",").map(Number);
@@ -274,12 +280,18 @@ export default function ({ data, parentElement, setTriggerValue }) {
       path.style.fill = closed ? path.style.stroke : "none";
       shape.append(path);
     }
+    for (const node of members) {
+      const disc = make("circle", { cx: node.x, cy: node.y, r: node.r + 4 });
+      disc.style.fill = `color-mix(in srgb, ${tint} 45%, var(--st-background-color))`;
+      shape.append(disc);
+    }
     sets.append(shape);
   });
 
   // edges, the largest on top
   const touching = new Map(nodes.map((node) => [node.id, []]));
   const aside = { q: -0.6, k: 0, v: 0.6 };
+  const thin = Math.min(1, (200 / Math.max(edges.length, 1)) ** 0.35);
   edges.sort((a, b) => (a.share || 0) - (b.share || 0));
   for (const edge of edges) {
     const from = byId.get(edge.from);
@@ -296,7 +308,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const share = Math.min(Math.max(edge.share || 0, 0), 1);
     const path = make("path", {
       class: "edge" + sign(edge.weight), d: `M${x1} ${y1}C${bends.map((b) => b.toFixed(1)).join(" ")} ${x2} ${y2}`,
-      "stroke-width": (0.7 + 4 * share).toFixed(2), opacity: (0.22 + 0.6 * share).toFixed(2), "data-from": edge.from, "data-to": edge.to,
+      "stroke-width": (0.7 + 4 * share * thin).toFixed(2), opacity: ((0.32 + 0.54 * share) * thin).toFixed(2), "data-from": edge.from, "data-to": edge.to,
     });
     if (edge.port) path.dataset.port = edge.port;
     edge.path = path;
@@ -326,7 +338,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     g.append(
       make("circle", { class: "hit", r: node.hit }),
       make("circle", { class: "ring", r: node.r * (node.kind === "logits" ? 1.25 : 1) + 3 }),
-      make("path", { class: "shape" + sign(node.value), d: outline(node.kind, node.r) })
+      make("path", { class: "shape" + sign(node.value), d: outline(node.kind, data.signed && node.value < 0 ? node.r - 0.6 : node.r) })
     );
     node.g = g;
     spots.append(g);
@@ -336,7 +348,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
 
   // what depends on the zoom: names beside large nodes, groups' names, layers, tokens
   const style = getComputedStyle(root);
-  const sans = style.fontFamily;
+  // downloads are seen without the page's fonts: what they hold is laid out for the wider
+  let sans = style.fontFamily;
   const mono = style.getPropertyValue("--st-code-font") || "monospace";
   function annotate() {
     const k = own.k;
@@ -390,7 +403,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const font = `12px ${mono}`;
     const pairs = Array.from({ length: plan.columns }, (_, c) => [token(c), c < plan.count && data.others && data.others.length && data.others[c] !== data.tokens[c] ? data.others[c] ?? "nothing" : null]);
     const cell = width("0", font);
-    const turned = pairs.some(([a, b], c) => Math.min(Math.max([...a].length, [...(b || "")].length), 6) * cell > plan.wide[c] * k - 4);
+    const turned = pairs.some(([a, b], c) => Math.min(Math.max([...a].length, [...(b || "")].length), 6) * cell > plan.wide[c] * k - 3);
     const differ = pairs.some((pair) => pair[1] != null);
     const chosen = byId.get(selected);
     let deep = turned ? 0 : differ ? 46 : 24;
@@ -452,19 +465,24 @@ export default function ({ data, parentElement, setTriggerValue }) {
     scroll.scrollTop += now.top + at[1] * own.k - (area.top + py);
     remember();
   }
+  const enlarged = () => root.classList.contains("full") || root.matches(":fullscreen");
   function room() {
-    const most = getComputedStyle(scroll).maxHeight;
-    const full = root.classList.contains("full") || root.matches(":fullscreen");
-    const high = full ? scroll.clientHeight : most === "none" ? 640 : Math.min(window.innerHeight * 0.72, 720);
-    return [(scroll.clientWidth - GUTTER) / plan.width, (high - (own.deep || 46) - 14) / plan.height];
+    const high = enlarged() ? frame.clientHeight : Math.min(window.innerHeight * 0.72, 720);
+    return [(scroll.clientWidth - GUTTER) / plan.width, (high - own.deep - 14) / plan.height];
   }
   function fit(whole) {
     if (!scroll.clientWidth) return;
-    const [w, h] = room();
     const least = whole ? 0.12 : scroll.clientWidth < 600 ? 1 : 0.8;
-    own.k = Math.min(Math.max(Math.min(w, h), least), 1.6);
+    const most = enlarged() ? 2.4 : 1.6;
     own.fitted = true;
-    annotate();
+    // the foot is deeper where the tokens have to be turned: once more with what it took
+    own.deep = 46;
+    for (let again = 0; again < 2; again++) {
+      const assumed = own.deep;
+      own.k = Math.min(Math.max(Math.min(...room()), least), most);
+      annotate();
+      if (own.deep <= assumed) break;
+    }
     const centre = byId.get(selected) || nodes.reduce((best, node) => (!best || (node.share || 0) > (best.share || 0) ? node : best), null);
     if (centre) {
       scroll.scrollLeft = centre.x * own.k - (scroll.clientWidth - GUTTER) / 2;
@@ -550,6 +568,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   }
   function choose(id) {
     mark(id);
+    if (byId.has(id)) reveal(byId.get(id));
     own.fire({ kind: "select", id });
   }
   function gather(id) {
@@ -567,6 +586,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     if (own.gathered.size < 2) return;
     const ids = reading.filter((node) => own.gathered.has(node.id)).map((node) => node.id);
     own.gathered.clear();
+    if (root.getRootNode().activeElement === buttons.group && stop) stop.g.focus({ preventScroll: true });
     count();
     own.fire({ kind: "group", ids });
   }
@@ -662,15 +682,20 @@ export default function ({ data, parentElement, setTriggerValue }) {
   root.onkeydown = (event) => {
     if (event.key === "Escape") {
       hush();
-      if (root.classList.contains("full")) fill();
+      if (document.fullscreenElement || root.classList.contains("full")) fill();
       else if (own.gathered.size) {
         own.gathered.clear();
         count();
-      } else if (selected != null && !document.fullscreenElement) choose(null);
+      } else if (selected != null) choose(null);
       return;
     }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const keys = { "+": () => zoom(own.k * 1.25), "=": () => zoom(own.k * 1.25), "-": () => zoom(own.k / 1.25), 0: () => fit(true), g: gatherUp };
+    const nearby = (k) => {
+      const at = nodeAt(event)?.g.getBoundingClientRect();
+      if (at) zoom(k, at.left + at.width / 2, at.top + at.height / 2);
+      else zoom(k);
+    };
+    const keys = { "+": () => nearby(own.k * 1.25), "=": () => nearby(own.k * 1.25), "-": () => nearby(own.k / 1.25), 0: () => fit(true), g: gatherUp };
     if (keys[event.key] && frame.contains(event.target)) {
       event.preventDefault();
       event.stopPropagation();
@@ -708,7 +733,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     clearTimeout(press);
     if (event.pointerType === "touch") {
       if (node) press = setTimeout(() => ((moved = true), gather(node.id)), 550);
-    } else if (event.button === 0 && event.offsetX < scroll.clientWidth + 1e6) held = { x: event.clientX, y: event.clientY, left: scroll.scrollLeft, top: scroll.scrollTop, id: event.pointerId };
+    } else if (event.button === 0) held = { x: event.clientX, y: event.clientY, left: scroll.scrollLeft, top: scroll.scrollTop, id: event.pointerId };
   });
   scroll.addEventListener("pointermove", (event) => {
     if (!held || held.id !== event.pointerId) return;
@@ -785,6 +810,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const was = hovered;
     hovered = null;
     own.k = 1;
+    const family = sans;
+    sans = "sans-serif";
     annotate();
     const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
     const cache = new Map();
@@ -861,7 +888,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       say(row, 12, (y += 18), "font-size: 12px");
     }
     const high = Math.ceil(y + 14);
-    const sheet = make("svg", { xmlns: "http://www.w3.org/2000/svg", width: wide, height: high, viewBox: `0 0 ${wide} ${high}`, "font-family": sans });
+    const sheet = make("svg", { xmlns: "http://www.w3.org/2000/svg", width: wide, height: high, viewBox: `0 0 ${wide} ${high}`, "font-family": family });
     sheet.append(make("title", {}, data.label || data.title || "Circuit"));
     if (data.meta) sheet.append(make("desc", {}, data.meta));
     sheet.append(make("rect", { width: wide, height: high, fill: solid(style.getPropertyValue("--st-background-color") || "#fff")[0] }));
@@ -878,6 +905,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     part(foot, GUTTER, start + plan.height);
     part(board, 0, 0);
     board.remove();
+    sans = family;
     own.k = kept.k;
     own.fitted = kept.fitted;
     hovered = was;
@@ -936,13 +964,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
   };
   own.mark = mark;
   const place = [own.left, own.top];
-  if (own.k && !own.fitted) annotate();
-  else if (own.k) {
-    fit(false);
-  } else fit(false);
-  if (own.k && own.placed) {
-    [scroll.scrollLeft, scroll.scrollTop] = place;
-  }
+  if (own.k && own.placed) annotate();
+  else fit(false);
+  if (own.placed) [scroll.scrollLeft, scroll.scrollTop] = place;
   own.placed = Boolean(own.k);
   own.wide = `${scroll.clientWidth}`;
   mark(selected);
