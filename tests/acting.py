@@ -6,17 +6,19 @@ from typing import Any
 
 from interp.methods import METHODS
 from interp.model import VisionModel
+from interp.samples import Prompt, PromptPair
 from interp.sites import Site
 
 
-def acting(model: Any) -> dict[str, dict[str, Any]]:
-    """Settings by intervention; the tests fail for one that is missing here."""
+def acting(model: Any, text: str = "The cat sat on the mat") -> dict[str, dict[str, Any]]:
+    """Settings by intervention; the tests fail for one that is missing here. text: a language model's prompt."""
     first = model.spatial_sites()[0] if isinstance(model, VisionModel) else Site("resid_pre", 0)
     return {
         "ablate_heads": {"heads": ((0, 1), (1, 0)), "by": "resample"},
         "ablate_neurons": {"layer": 1, "neurons": (0, 3, 5), "by": "mean"},
         "ablate_layer": {"layer": 1, "part": "both", "by": "mean"},
         "scale_site": {"site": Site("z", 1, 1), "by": -1.5},
+        "patch_from": {"sites": (Site("z", 1, 1), Site("resid_post", 1)), "donor": Prompt(text[::-1])},
         "skip_layer": {"layer": 1, "count": 1},
         "repeat_layer": {"layer": 1, "times": 2},
         "ablate_channels": {"channels": (0, 3)},
@@ -26,11 +28,20 @@ def acting(model: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def fitting(method: Any, sample: Any) -> Any:
+    """The sample, or a pair of prompts with it where a method looks at nothing else."""
+    if isinstance(sample, method.samples) or not isinstance(sample, Prompt):
+        return sample
+    other = "".join(chr(ord("a") + (ord(each) - 96) % 26) if each.islower() else each for each in sample.text[:5])
+    return PromptPair(sample.text, other + sample.text[5:], "e", "n")
+
+
 IDENTITY: dict[str, dict[str, Any]] = {
     "ablate_heads": {"heads": ()},
     "ablate_neurons": {"neurons": ()},
     "ablate_layer": {"part": "nothing"},
     "scale_site": {"by": 1.0},
+    "patch_from": {"sites": ()},
     "skip_layer": {"count": 0},
     "repeat_layer": {"times": 1},
     "ablate_channels": {"channels": ()},

@@ -25,7 +25,7 @@ from interp.results import Result
 from interp.samples import Prompt
 from interp.sites import Site
 from tests import tiny
-from tests.acting import acting
+from tests.acting import acting, fitting
 from tests.state import state
 
 Job = Callable[[], Any]
@@ -90,7 +90,7 @@ def language_jobs(model: LanguageModel) -> dict[str, Job]:
         with block():
             return work()
 
-    for key, settings in acting(model).items():
+    for key, settings in acting(model, prompts[0]).items():
         method = METHODS[key]
         if method.model_type is LanguageModel and method.refuses(model) is None:
             blocks[key] = lambda m=method, s=settings: m(model, Prompt(prompts[0]), **s)  # type: ignore[misc]
@@ -109,7 +109,7 @@ def language_jobs(model: LanguageModel) -> dict[str, Job]:
             for method in lenses:
                 if method.refuses(model) is None and (index == 0 or name == "plain"):
                     jobs[f"{method.key} / {name} / {index}"] = lambda b=block, p=prompt, m=method: run(  # type: ignore[misc]
-                        b, lambda: m(model, Prompt(p))
+                        b, lambda: m(model, fitting(m, Prompt(p)))
                     )
     return jobs
 

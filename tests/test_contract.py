@@ -25,7 +25,7 @@ from interp.model import VisionModel
 from interp.results import Heatmap, Result
 from interp.samples import Image, Prompt
 from tests import tiny
-from tests.acting import IDENTITY, INTERVENTIONS, LENSES, LOOKS, acting
+from tests.acting import IDENTITY, INTERVENTIONS, LENSES, LOOKS, acting, fitting
 from tests.state import state
 
 FAMILIES = [*tiny.VISION, *tiny.LANGUAGE]
@@ -56,8 +56,10 @@ def made(family: str) -> Any:
     return tiny.vision(family) if family in tiny.VISION else tiny.language(family)
 
 
-def sample(model: Any, seed: int = 0) -> Any:
-    return tiny.image(seed) if isinstance(model, VisionModel) else Prompt("The cat sat on the mat")
+def sample(model: Any, seed: int = 0, method: Any = None) -> Any:
+    """Something for a model to look at; of the kind that a method takes."""
+    found = tiny.image(seed) if isinstance(model, VisionModel) else Prompt("The cat sat on the mat")
+    return found if method is None else fitting(method, found)
 
 
 def serves(key: str, model: Any) -> bool:
@@ -86,7 +88,7 @@ def test_the_table_of_refusals_is_complete() -> None:
                 assert reason.endswith(".") and len(reason) < 300, reason
                 found.setdefault(key, set()).add(family)
                 with pytest.raises(Unsuitable):
-                    method(model, sample(model))
+                    method(model, sample(model, 0, method))
     assert found == {key: families for key, families in REFUSALS.items() if key in METHODS}
 
 
@@ -102,7 +104,7 @@ def test_a_lens_gives_what_it_is_annotated_to_give_and_leaves_everything_as_it_w
     model, method = made(family), METHODS[key]
     model.forget()
     before = state(model)
-    result = method(model, sample(model))
+    result = method(model, sample(model, 0, method))
     assert isinstance(result, typing.get_origin(method.returns) or method.returns) and isinstance(result, Result)
     assert result.method == key and result.forwards + result.backwards > 0
     assert state(model) == before
@@ -125,12 +127,12 @@ def test_a_lens_gives_what_it_is_annotated_to_give_and_leaves_everything_as_it_w
 def test_the_same_call_gives_equal_results_cached_or_not(key: str, family: str) -> None:
     model, method = made(family), METHODS[key]
     model.forget()
-    first = method(model, sample(model))
-    cached = method(model, sample(model))
-    method(model, sample(model, 1))
+    first = method(model, sample(model, 0, method))
+    cached = method(model, sample(model, 0, method))
+    method(model, sample(model, 1, method))
     model.forget()
     torch.manual_seed(7)  # whatever the process has drawn
-    again = method(model, sample(model))
+    again = method(model, sample(model, 0, method))
     assert first == cached == again
 
 
@@ -155,7 +157,7 @@ def test_the_size_of_batches_changes_nothing_beyond_rounding(
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
         model.forget()
-        results.append(method(model, sample(model)))
+        results.append(method(model, sample(model, 0, method)))
     for other in results[1:]:
         assert other.reproduces(results[0].arrays(), 1e-4)
 
@@ -210,7 +212,7 @@ def test_a_cancel_in_the_middle_leaves_everything_as_it_was(key: str, family: st
 def _do(key: str, model: Any, seed: int = 0) -> Any:
     """Look through the lens, or at the logits after the intervention."""
     if key in LENSES:
-        return METHODS[key](model, sample(model, seed))
+        return METHODS[key](model, sample(model, seed, METHODS[key]))
     with METHODS[key](model, sample(model, seed), **acting(model)[key]):
         return model(sample(model, seed))
 
@@ -262,23 +264,26 @@ def test_every_lens_after_every_intervention(family: str) -> None:
                 continue
             model.forget()
             look = dict(LOOKS.get(lens, {}))
-            plain = METHODS[lens](model, given, **look)
+            plain = METHODS[lens](model, fitting(METHODS[lens], given), **look)
             with METHODS[change](model, given, **acting(model)[change]):
-                after = METHODS[lens](model, given, **look)
-            assert METHODS[lens](model, given, **look) == plain
+                after = METHODS[lens](model, fitting(METHODS[lens], given), **look)
+            assert METHODS[lens](model, fitting(METHODS[lens], given), **look) == plain
             model.forget()
             with METHODS[change](model, given, **acting(model)[change]):
-                assert METHODS[lens](model, given, **look) == after, (change, lens)
-            assert METHODS[lens](model, given, **look) == plain and after != plain, (change, lens)
+                assert METHODS[lens](model, fitting(METHODS[lens], given), **look) == after, (change, lens)
+            assert METHODS[lens](model, fitting(METHODS[lens], given), **look) == plain and after != plain, (
+                change,
+                lens,
+            )
 
 
 @pytest.mark.parametrize(("key", "family"), PLAIN)
 def test_no_lens_changes_what_another_has_captured(key: str, family: str) -> None:
     model = made(family)
     model.forget()
-    METHODS[key](model, sample(model))
+    METHODS[key](model, sample(model, 0, METHODS[key]))
     kept = {name: _copied(value) for name, (value, _) in model._cache.items()}
-    METHODS[key](model, sample(model))
+    METHODS[key](model, sample(model, 0, METHODS[key]))
     for name, value in kept.items():
         if name in model._cache:
             assert _equal(model._cache[name][0], value), name
@@ -308,12 +313,12 @@ whole; the second keeps what it has fitted."""
 @pytest.mark.parametrize(("key", "family"), [pair for pair in PLAIN if pair.values[1] in ("resnet", "vit", "gpt2")])
 def test_the_cost_is_what_was_said_beforehand(key: str, family: str) -> None:
     model, method = made(family), METHODS[key]
-    estimate = method.estimate(model, {})
+    estimate = method.estimate(model, {}, sample(model, 0, method))
     if estimate is None or key in PARTIAL:
         return
     model.inputs(sample(model))
     model.forget()
-    result = method(model, sample(model))
+    result = method(model, sample(model, 0, method))
     forwards, backwards = estimate
     assert result.forwards <= forwards * 1.05 + 2 and result.backwards <= backwards * 1.05 + 2, (estimate, result)
     # an estimate far too high would keep people from pressing the button
@@ -325,7 +330,7 @@ def test_long_work_reports_its_progress(key: str, family: str) -> None:
     model, seen = made(family), list[progress.Progress]()
     model.forget()
     with progress.watch(seen.append):
-        result = METHODS[key](model, sample(model))
+        result = METHODS[key](model, sample(model, 0, METHODS[key]))
     if result.forwards > 64 or result.backwards > 64:
         assert len(seen) >= 3 and seen[-1].done == seen[-1].total and seen[0].done == 0
         assert all(each.label for each in seen)
@@ -388,7 +393,7 @@ def test_bad_settings_and_samples_get_a_sentence(key: str) -> None:
         with pytest.raises(Unsuitable):
             method(model, wrong)
     with pytest.raises(Unsuitable, match="no setting"):
-        method(model, sample(model), nonsense=1)
+        method(model, sample(model, 0, method), nonsense=1)
     for control in method.controls:
         for value in (object(), [[[]]], {"a": 1}, float("nan"), float("inf"), -(10**400), "\ud800", 1e308):
             settings = {**(acting(model).get(key, {}) if key in INTERVENTIONS else {}), control.name: value}
@@ -410,7 +415,7 @@ def test_bad_settings_and_samples_get_a_sentence(key: str) -> None:
 
 
 def _used(method: Method, model: Any, settings: dict[str, Any]) -> Any:
-    used = method(model, sample(model), **settings)
+    used = method(model, sample(model, 0, method), **settings)
     if method.kind != "intervention":
         return used
     with used:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from interp.hooks import Block
-from interp.method import Heads, Paper, Unset, intervention
+from interp.method import Heads, Paper, Positions, Unset, intervention
+from interp.methods.change._places import at_positions
 from interp.methods.change._replacement import By, replacement
 from interp.model import LanguageModel
 from interp.samples import Prompt, TextSet
@@ -34,6 +35,7 @@ def ablate_heads(
     by: By = "zero",
     texts: Annotated[TextSet | None, Unset("the texts that come with Actiscope")] = None,
     seed: int = 0,
+    positions: Annotated[tuple[int, ...], Positions()] = (),
 ) -> Block | None:
     """Replace what attention heads read by zero, by their mean over texts, or by what they read elsewhere.
 
@@ -44,6 +46,7 @@ def ablate_heads(
         by: Zero removes all; mean keeps what is always the same; resample keeps the distribution.
         texts: What mean and resample are taken from, on the unchanged model.
         seed: Number that fixes which positions resample draws.
+        positions: At which tokens, from 0; everywhere unless given.
 
     Raises:
         Unsuitable: no such layer or head.
@@ -68,6 +71,6 @@ def ablate_heads(
             index = torch.tensor(sorted(chosen), device=z.device)
             return z.index_copy(2, index, instead(z).index_select(2, index))
 
-        return ablate
+        return at_positions(positions, ablate)
 
     return model.edit({Site("z", layer): edit(layer, chosen) for layer, chosen in sorted(of_layer.items())})

@@ -1,7 +1,8 @@
 from typing import Annotated, Any, Literal
 
 from interp.hooks import Block
-from interp.method import Paper, Range, Unset, intervention
+from interp.method import Paper, Positions, Range, Unset, intervention
+from interp.methods.change._places import at_positions
 from interp.methods.change._replacement import By, replacement
 from interp.model import LanguageModel
 from interp.samples import Prompt, TextSet
@@ -32,6 +33,7 @@ def ablate_layer(
     by: By = "zero",
     texts: Annotated[TextSet | None, Unset("the texts that come with Actiscope")] = None,
     seed: int = 0,
+    positions: Annotated[tuple[int, ...], Positions()] = (),
 ) -> Block | None:
     """Replace what a layer's attention or MLP adds to the residual stream.
 
@@ -43,6 +45,7 @@ def ablate_layer(
         by: Zero removes all; mean keeps what is always the same; resample keeps the distribution.
         texts: What mean and resample are taken from, on the unchanged model.
         seed: Number that fixes which positions resample draws.
+        positions: At which tokens, from 0; everywhere unless given.
 
     Raises:
         Unsuitable: no such layer.
@@ -57,4 +60,4 @@ def ablate_layer(
         return None
     kinds = {"attention": ("attn_out",), "MLP": ("mlp_out",), "both": ("attn_out", "mlp_out")}[part]
     sites = [model.resolve(Site(kind, layer)) for kind in kinds]
-    return model.edit({site: replacement(model, site, by, texts, seed) for site in sites})
+    return model.edit({site: at_positions(positions, replacement(model, site, by, texts, seed)) for site in sites})

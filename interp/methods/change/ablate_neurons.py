@@ -5,7 +5,8 @@ from torch import Tensor
 
 from interp import Unsuitable
 from interp.hooks import Block
-from interp.method import Channels, Paper, Range, Unset, intervention
+from interp.method import Channels, Paper, Positions, Range, Unset, intervention
+from interp.methods.change._places import at_positions
 from interp.methods.change._replacement import By, replacement
 from interp.model import LanguageModel
 from interp.samples import Prompt, TextSet
@@ -35,6 +36,7 @@ def ablate_neurons(
     by: By = "zero",
     texts: Annotated[TextSet | None, Unset("the texts that come with Actiscope")] = None,
     seed: int = 0,
+    positions: Annotated[tuple[int, ...], Positions()] = (),
 ) -> Block | None:
     """Replace neurons of an MLP by zero, by their mean over texts, or by what they are elsewhere.
 
@@ -48,6 +50,7 @@ def ablate_neurons(
         by: Zero removes all; mean keeps what is always the same; resample keeps the distribution.
         texts: What mean and resample are taken from, on the unchanged model.
         seed: Number that fixes which positions resample draws.
+        positions: At which tokens, from 0; everywhere unless given.
 
     Raises:
         Unsuitable: no such layer or neuron.
@@ -69,4 +72,4 @@ def ablate_neurons(
         index = torch.tensor(neurons, device=activation.device)
         return activation.index_copy(-1, index, instead(activation).index_select(-1, index))
 
-    return model.edit({site: ablate})
+    return model.edit({site: at_positions(positions, ablate)})

@@ -1,7 +1,9 @@
 from typing import Annotated
 
+from interp import Unsuitable
 from interp.hooks import Block
-from interp.method import Paper, Range, Unset, intervention
+from interp.method import Paper, Positions, Range, Unset, intervention
+from interp.methods.change._places import at_positions
 from interp.methods.reading._prompts import no_blocks
 from interp.model import LanguageModel
 from interp.samples import Prompt
@@ -23,6 +25,7 @@ def scale_site(
     *,
     site: Annotated[Site | None, Unset("what leaves the last layer")] = None,
     by: Annotated[float, Range(-4, 4)] = 1.0,
+    positions: Annotated[tuple[int, ...], Positions()] = (),
 ) -> Block | None:
     """Multiply an activation: turn a head, an MLP or a layer up or down.
 
@@ -31,6 +34,7 @@ def scale_site(
     Args:
         site: Where: attn_out.3, mlp_out.3, or z.3.5 for one head.
         by: The factor. 1 leaves the model as it is, 0 removes, -1 turns the sign round.
+        positions: At which tokens, from 0; everywhere unless given.
 
     Raises:
         Unsuitable: no such site.
@@ -43,4 +47,7 @@ def scale_site(
     """
     if by == 1:
         return None
-    return model.edit({site or Site("resid_post", model.layers - 1): lambda activation: activation * by})
+    where = model.resolve(site or Site("resid_post", model.layers - 1))
+    if positions and where.kind == "pattern":
+        raise Unsuitable("A pattern has queries and keys, not tokens; scale it at all of them.")
+    return model.edit({where: at_positions(positions, lambda activation: activation * by)})
