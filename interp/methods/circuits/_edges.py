@@ -52,8 +52,8 @@ class Run:
     """The run that is patched, at one or several points on the way to the other: what was read, pass by pass."""
 
     layers: list[list[Reading]]
-    g_input: Float[Tensor, "step position d_model"]
-    g_last: Float[Tensor, "step position d_model"]
+    g_stream: list[Float[Tensor, "step position d_model"]]
+    """in front of each layer, and behind the last"""
 
 
 class Edges:
@@ -108,7 +108,7 @@ def edge_graph(model: LanguageModel, pair: Pair, steps: int, keep: int, by_posit
     width = heads + 1
     edges = Edges(1 + layers * width, length, keep, by_position)
     # what each node so far has changed in the stream
-    change = base[Site("resid_pre", 0)][0].new_zeros(1 + layers * width, *run.g_input.shape)
+    change = base[Site("resid_pre", 0)][0].new_zeros(1 + layers * width, *run.g_stream[0].shape)
     slope = torch.zeros_like(edges.leaving)
 
     def told(node: int, product: Float[Tensor, "step position node"]) -> None:
@@ -117,34 +117,41 @@ def edge_graph(model: LanguageModel, pair: Pair, steps: int, keep: int, by_posit
 
     difference = donor[Site("resid_pre", 0)][0] - base[Site("resid_pre", 0)][0]
     change[0] = difference
-    told(0, (difference * run.g_input).sum(-1, keepdim=True))
-    here = 1
+    told(0, (difference * run.g_stream[0]).sum(-1, keepdim=True))
+    here, addend = 1, run.g_stream[0]
     for layer, readings in enumerate(progress.track(run.layers, "edges into each layer")):
         first, mlp = 1 + layer * width, layer * width + width
+        change, addend = _crossed(change, addend, run.g_stream[layer]), run.g_stream[layer]
         into_heads, into_mlp = [], []
+        many = len(readings) > 1
         for turn, reading in enumerate(readings):
-            many = len(readings) > 1
-            into_heads.append((reading, change[:here].clone() if many else change[:here]))
-            if parallel:
-                into_mlp.append(into_heads[-1])
+            into_heads.append((reading, change[: mlp + 1].clone() if many else change[:here]))
             moved = donor[Site("z", layer)][turn] - base[Site("z", layer)][turn]
             change[first:mlp] += pushed([reading.attn_out], reading.z, _apart(moved.expand_as(reading.z)))[0]
             told(first, (moved * reading.g_z).sum(-1))
-            here = max(here, mlp)
-            if not parallel:
-                into_mlp.append((reading, change[:here].clone() if many else change[:here]))
+            own = into_heads[-1][1] if parallel else change[: mlp + 1].clone() if many else change[:mlp]
+            into_mlp.append((reading, own))
             moved = donor[Site("mlp_out", layer)][turn] - base[Site("mlp_out", layer)][turn]
             change[mlp] += moved
             told(mlp, (moved * reading.g_mlp_out).sum(-1, keepdim=True))
-            here = max(here, mlp + 1)
+            here, addend = mlp + 1, reading.g_mlp_out
         if readings:
             _heads(edges, into_heads, first, heads)
             _stream(
                 edges, [(pulled(r.mlp_out, r.between, r.g_mlp_out[None])[0], d) for r, d in into_mlp], edges.ids([mlp])
             )
-    _stream(edges, [(run.g_last, change[:here])], torch.tensor([[edges.leaving.numel()]]), last=True)
+    change = _crossed(change, addend, run.g_stream[-1])
+    _stream(edges, [(run.g_stream[-1], change[:here])], torch.tensor([[edges.leaving.numel()]]), last=True)
     progress.spent(backwards=max(steps, 1) * nearby(model))
     return _graph(model, pair, edges, slope, scores, steps)
+
+
+def _crossed(change: Tensor, addend: Tensor, stream: Tensor) -> Tensor:
+    """What the nodes so far have changed in the stream, behind an intervention in the stream itself.
+
+    addend: the slope at what was added last; stream: the slope at what is read next, the same where nothing intervenes.
+    """
+    return change if torch.equal(addend, stream) else change * _share(addend, stream)
 
 
 def nearby(model: LanguageModel) -> float:
@@ -190,9 +197,10 @@ def _run(
         score = pair.score(logits).sum()
     wanted = ("q", "pattern", "z", "mlp_out")
     inner = [value for layer in range(model.layers) for kind in wanted for value in found[Site(kind, layer)]]
-    *slopes, g_input, g_last = _slopes(score, [*inner, found[start][0], found[last][-1]])
+    stream = [*(found[Site("resid_pre", layer)][0] for layer in range(model.layers)), found[last][-1]]
+    slopes = _slopes(score, [*inner, *stream])
     progress.spent(backwards=len(points))
-    by_tensor = {id(value): slope for value, slope in zip(inner, slopes, strict=True)}
+    by_tensor = {id(value): slope for value, slope in zip(inner, slopes, strict=False)}
     layers = []
     for layer in range(model.layers):
         get = lambda kind, layer=layer: found[Site(kind, layer)]  # noqa: E731
@@ -207,12 +215,12 @@ def _run(
                 Reading(before, between, z=z, scoring=scorings[Site("pattern", layer)][turn], **values, **g)
             )
         layers.append(readings)
-    return Run(layers, g_input, g_last)
+    return Run(layers, list(slopes[len(inner) :]))
 
 
 def _heads(edges: Edges, readings: list[tuple[Reading, Tensor]], first: int, heads: int) -> None:
     """Edges into the heads of a layer, through queries, keys and values; several passes are summed."""
-    count = max(len(change) for _, change in readings)
+    count = len(readings[0][1])
     targets = edges.ids(range(first, first + heads))
     steps, length = readings[0][0].z.shape[:2]
     queries = [pulled(r.q, r.before, _apart(r.g_q)) for r, _ in readings]
@@ -221,8 +229,6 @@ def _heads(edges: Edges, readings: list[tuple[Reading, Tensor]], first: int, hea
         score: dict[str, Any] = dict.fromkeys("qkv", 0)
         for (reading, change), query in zip(readings, queries, strict=True):
             part = change[start : start + rows]
-            if not len(part):
-                continue
             score["q"] = score["q"] + torch.einsum("nbsd,hbsd->nsh", part, query)
             keys, values = pushed([reading.k, reading.v], reading.before, part)
             by_key, by_value = _slopes_between(reading)
@@ -277,12 +283,9 @@ def _share(found: Tensor, expected: Tensor) -> Tensor:
 
 def _stream(edges: Edges, readings: list[tuple[Tensor, Tensor]], target: Tensor, last: bool = False) -> None:
     """Edges that end where the stream is read at the position itself. `last`: at the last position only."""
-    count = max(len(change) for _, change in readings)
-    score = torch.zeros(count, readings[0][0].shape[1], dtype=torch.float64)
-    for slope, change in readings:
-        found = torch.einsum("nbsd,bsd->ns", change, slope) / len(slope)
-        score[: len(found)] += found.cpu()
-    edges.add(score[:, :, None], (1,), edges.ids(range(count))[:, :, None], target if last else target.T[None], "")
+    score = sum(torch.einsum("nbsd,bsd->ns", change, slope) / len(slope) for slope, change in readings)
+    assert isinstance(score, Tensor)
+    edges.add(score[:, :, None], (1,), edges.ids(range(len(score)))[:, :, None], target if last else target.T[None], "")
 
 
 def _apart(values: Float[Tensor, "step position head d_head"]) -> Float[Tensor, "head step position head d_head"]:
@@ -292,20 +295,34 @@ def _apart(values: Float[Tensor, "step position head d_head"]) -> Float[Tensor, 
     )
 
 
-def _slopes(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, **more: Any) -> tuple[Tensor, ...]:
-    """Gradients, zero where an intervention has cut the path."""
+def _slopes(
+    output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, batched: bool = False, again: bool = False
+) -> tuple[Tensor, ...]:
+    """Gradients, zero where an intervention has cut the path. `batched`: for each row of weights; `again`: to be
+    differentiated once more.
+    """
     progress.check()
-    if not output.requires_grad:
-        count = (len(weights),) if more.get("is_grads_batched") and weights is not None else ()
-        return tuple(each.new_zeros(*count, *each.shape) for each in inputs)
-    return torch.autograd.grad(
-        output, tuple(inputs), weights, retain_graph=True, allow_unused=True, materialize_grads=True, **more
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if output.requires_grad:
+        found = torch.autograd.grad(
+            output,
+            tuple(inputs),
+            weights,
+            retain_graph=True,
+            create_graph=again,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    rows = weights.shape[:1] if batched and weights is not None else ()
+    return tuple(
+        each.new_zeros(*rows, *each.shape) if slope is None else slope
+        for slope, each in zip(found, inputs, strict=True)
     )
 
 
 def pulled(output: Tensor, source: Tensor, weights: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
     """J' w for each row w of weights, J = d output / d source along the graph between them."""
-    return _slopes(output, [source], weights, is_grads_batched=True)[0]
+    return _slopes(output, [source], weights, batched=True)[0]
 
 
 def pushed(outputs: Sequence[Tensor], source: Tensor, rows: Float[Tensor, "row ..."]) -> list[Float[Tensor, "row ..."]]:
@@ -314,8 +331,8 @@ def pushed(outputs: Sequence[Tensor], source: Tensor, rows: Float[Tensor, "row .
     for output in outputs:
         probe = torch.zeros_like(output, requires_grad=True)
         with torch.enable_grad():
-            back = _slopes(output, [source], probe, create_graph=True)[0]
-        found.append(_slopes(back, [probe], rows, is_grads_batched=True)[0].detach())
+            back = _slopes(output, [source], probe, again=True)[0]
+        found.append(_slopes(back, [probe], rows, batched=True)[0].detach())
     return found
 
 

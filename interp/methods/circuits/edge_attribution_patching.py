@@ -41,8 +41,8 @@ def edge_attribution_patching(
     Parts are the input, heads, MLPs and the logits. A head reads by its query at its own token and by keys and values
     at all tokens up to it. A head's Delta reaches the stream through the Jacobian of what lies between, a norm behind
     the attention included, so that what leaves a part adds up to its attribution patching. Of grouped heads each has
-    its own share of key and value. A layer that an intervention repeats counts with all its passes together; an edit
-    of the stream itself, between two parts, is passed over.
+    its own share of key and value. A layer that an intervention repeats counts with all its passes together; one in
+    the middle of a layer, between attention and MLP, is passed over.
 
     Args:
         metric: What is measured after the last token. KL divergence is that from the clean prompt's distribution.
