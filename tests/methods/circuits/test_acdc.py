@@ -47,9 +47,11 @@ class Layer:
 def gpt2(network: Any) -> tuple[Part, list[Layer], Part]:
     weights, config = network.state_dict(), network.config
     wide = config.n_embd // config.n_head
-    norm = lambda name: (
-        lambda x: slow._layer_norm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], config.layer_norm_epsilon)
-    )
+
+    def norm(name: str) -> Part:
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return lambda x: slow._layer_norm(x, weight, bias, config.layer_norm_epsilon)
+
     layers = []
     for layer in range(config.n_layer):
         get = lambda name, layer=layer: weights[f"transformer.h.{layer}.{name}"]  # noqa: E731
