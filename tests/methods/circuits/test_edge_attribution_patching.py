@@ -1,247 +1,306 @@
-"""Every edge against a central difference through the model's own sites, and what leaves a part against its slope."""
+"""What leaves a part is its attribution patching; an edge is the slope of a run in which it alone moves."""
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from interp import Unsuitable, zoo
+from interp.methods.change.ablate_heads import ablate_heads
+from interp.methods.change.repeat_layer import repeat_layer
+from interp.methods.change.scale_site import scale_site
+from interp.methods.change.skip_layer import skip_layer
 from interp.methods.circuits import _edges
-from interp.methods.circuits._pairs import Pair, read_pair
 from interp.methods.circuits.activation_patching import activation_patching
 from interp.methods.circuits.edge_attribution_patching import edge_attribution_patching
 from interp.model import LanguageModel, gradient
 from interp.results import Graph
-from interp.samples import PromptPair
+from interp.samples import Prompt, PromptPair, Target
 from interp.sites import Node, Site
 from tests import tiny
+from tests.slow import _layer_norm, _rms_norm, _rotate
 
-PAIR = PromptPair("The cat sat by it", "The dog sat on it", "a", "b")
-SHARE = 0.02
-"""How far edges are patched towards the donor: some norms compute in float32, so not too little."""
-START = Site("resid_pre", 0)
-
-
-@functools.lru_cache(16)
-def double(family: str) -> LanguageModel:
-    model = tiny.language(family)
-    if family == "mixtral":  # its experts multiply in float32 at most
-        return model
-    return LanguageModel(copy.deepcopy(model.network).double(), model.tokenizer, f"double {family}")
-
-
-def weights(graph: Graph) -> dict[tuple[str, str, str], float]:
-    names = [(graph.nodes[source], graph.nodes[target]) for source, target in graph.edges]
-    return {(*ends, port): float(each) for ends, port, each in zip(names, graph.ports, graph.weights, strict=True)}
-
-
-@pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize("family", tiny.LANGUAGE)
-def test_what_leaves_a_part_is_its_own_attribution(family: str, direction: str) -> None:
-    model = double(family)
-    pair = read_pair(model, PAIR, "log-probability", direction)  # type: ignore[arg-type]
-    sites = [START, *(Site(kind, layer) for layer in range(model.layers) for kind in ("z", "mlp_out"))]
-    with model.record(sites, grad=True) as base:
-        score = pair.score(model(pair.base)[:, -1]).sum()
-    with torch.no_grad(), model.record(sites) as donor:
-        model(pair.donor)
-    slopes = dict(zip(sites, gradient(score, [base[site] for site in sites]), strict=True))
-    graph = edge_attribution_patching(model, PAIR, metric="log-probability", direction=direction)
-    found, tolerance = {}, 1e-4 if model.dtype == torch.float32 else 1e-5
-    for site in sites:
-        product = (slopes[site] * (donor[site] - base[site])).detach().sum(-1)[0]
-        for place in range(pair.length):
-            for head in range(product.shape[1]) if product.dim() == 2 else [None]:
-                value = float(product[place] if head is None else product[place, head])
-                found[str(Node(Site(site.kind, site.layer, head), place))] = value
-    scale = max(map(abs, found.values()))
-    assert set(graph.nodes) == {*found, f"logits@{pair.length - 1}"}
-    for name, value in found.items():
-        assert graph.value(name) == pytest.approx(value, abs=tolerance * scale), name
-    assert graph.residual is not None and graph.residual.value < tolerance
-    whole = edge_attribution_patching(model, PAIR, metric="log-probability", direction=direction, by_position=False)
-    for site in {name.partition("@")[0] for name in found}:
-        total = sum(value for name, value in found.items() if name.partition("@")[0] == site)
-        assert whole.value(site) == pytest.approx(total, abs=tolerance * scale), site
-
-
-class Bumped:
-    """The metric of the base run where one reader sees a little of the donor's output of one part, through sites."""
-
-    def __init__(self, model: LanguageModel, pair: Pair) -> None:
-        self.model, self.pair = model, pair
-        kinds = ("q", "k", "v", "pattern", "z", "mlp_out", "attn_out")
-        sites = [START, *(Site(kind, layer) for layer in range(model.layers) for kind in kinds)]
-        with torch.no_grad(), model.record(sites) as self.base, model.scorings() as self.scorings:
-            model(pair.base)
-        with torch.no_grad(), model.record(sites) as self.donor:
-            model(pair.donor)
-        self.parallel = model.refuses(Site("resid_mid", 0)) is not None
-
-    def look(self, site: Site, changed: Tensor, seen: list[Site]) -> list[Tensor]:
-        with torch.no_grad(), self.model.edit({site: lambda _: changed}), self.model.record(seen) as found:
-            self.model(self.pair.base)
-        return [found[each] for each in seen]
-
-    def written(self, source: Node, share: float) -> Tensor:
-        """What a part adds to the stream at its token when it is a share of the way to the donor's."""
-        site = source.site
-        assert site is not None
-        whole = Site(site.kind, site.layer)
-        way = self.donor[whole] - self.base[whole]
-        if site.kind != "z":
-            return share * way[0, source.position]
-        moved = torch.zeros_like(way)
-        moved[:, source.position, site.head] = way[:, source.position, site.head]
-        out = Site("attn_out", site.layer)
-        ends = [self.look(whole, self.base[whole] + sign * 0.02 * moved, [out])[0] for sign in (1, -1)]
-        return share * (ends[0] - ends[1])[0, source.position] / 0.04
-
-    def score(self, source: Node, target: Node, port: str, share: float) -> float:
-        model, layer, place = self.model, target.layer, target.position
-        added, at = self.written(source, share), source.position
-        assert place is not None and at is not None
-        if layer is None:
-            site = Site("resid_post", model.layers - 1)
-            edits = {site: lambda value: plus(value, added, place)}
-        else:
-            kind = "resid_mid" if not port and not self.parallel else "resid_pre"
-            read = Site(kind, layer)
-            with torch.no_grad(), model.record([read]) as found:
-                model(self.pair.base)
-            seen = [Site(each, layer) for each in ("q", "k", "v", "mlp_out")]
-            q, k, v, mlp = self.look(read, plus(found[read], added, at), seen)
-            edits = self.reading(target, port, at, q, k, v, mlp)
-        with torch.no_grad(), model.edit(edits):
-            return float(self.pair.score(model(self.pair.base)[:, -1]))
-
-    def reading(
-        self, target: Node, port: str, at: int, q: Tensor, k: Tensor, v: Tensor, mlp: Tensor
-    ) -> dict[Site, Callable[[Tensor], Tensor]]:
-        layer, head, place = target.layer, target.head, target.position
-        of = lambda kind: self.base[Site(kind, layer)]  # noqa: E731
-        if not port:
-            return {Site("mlp_out", layer): lambda value: put(value, mlp[0, place], (0, place))}
-        if port == "q":
-            return {Site("q", layer): lambda value: put(value, q[0, place, head], (0, place, head))}
-        key = head // (self.model.parts.heads // self.model.parts.kv_heads)
-        if port == "v":
-            change = of("pattern")[0, head, place, at] * (v - of("v"))[0, at, key]
-            return {Site("z", layer): lambda value: put(value, value[0, place, head] + change, (0, place, head))}
-        scoring = self.scorings[Site("pattern", layer)][0]
-        scores = scoring(of("q"), of("k"))[0, head, place]
-        scores[at] = scoring(of("q"), k)[0, head, place, at]
-        return {Site("pattern", layer): lambda value: put(value, scores.softmax(-1), (0, head, place))}
-
-
-def plus(value: Tensor, added: Tensor, place: int) -> Tensor:
-    return put(value, value[0, place] + added, (0, place))
-
-
-def put(value: Tensor, new: Tensor, at: tuple[int, ...]) -> Tensor:
-    value = value.clone()
-    value[at] = new.to(value)
-    return value
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma2", "olmo2", "gpt_neox"])
-def test_an_edge_is_the_slope_of_patching_it_alone(family: str) -> None:
-    model = double(family)
-    pair = read_pair(model, PAIR)
-    bumped = Bumped(model, pair)
-    found = weights(edge_attribution_patching(model, PAIR, keep=20000))
-    by_port: dict[str, list[tuple[str, str, str, float]]] = {}
-    for (source, target, port), weight in found.items():
-        kind = port or ("logits" if target.startswith("logits") else "mlp")
-        by_port.setdefault(kind, []).append((source, target, port, weight))
-    rng = np.random.default_rng(0)
-    for kind in ("q", "k", "v", "mlp", "logits"):
-        edges = by_port[kind]
-        scale = max(abs(edge[-1]) for edge in edges)
-        for index in [0, *rng.choice(len(edges), 3, replace=False)]:
-            source, target, port, weight = edges[index]
-            ends = [bumped.score(Node.parse(source), Node.parse(target), port, sign * SHARE) for sign in (2, 1, -1, -2)]
-            slope = (8 * (ends[1] - ends[2]) - (ends[0] - ends[3])) / (12 * SHARE)
-            assert weight == pytest.approx(slope, abs=2e-3 * scale), (source, target, port)
-
-
-def test_the_strongest_are_listed_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.language("llama")
-    every = edge_attribution_patching(model, PAIR, keep=100_000)
-    assert every.total == pytest.approx(np.abs(every.weights).sum(), rel=1e-5)
-    assert (np.diff(np.abs(every.weights)) <= 0).all() and every.weights.all()
-    some = edge_attribution_patching(model, PAIR, keep=50)
-    np.testing.assert_array_equal(some.weights, every.weights[:50])
-    np.testing.assert_array_equal(some.edges, every.edges[:50])
-    assert some.ports == every.ports[:50] and some.total == every.total
-    np.testing.assert_array_equal(some.values, every.values)
-    monkeypatch.setattr(_edges, "BYTES", 1)
-    assert edge_attribution_patching(model, PAIR, keep=50).reproduces(some.arrays(), 1e-5)
-
-
-@pytest.mark.parametrize("family", ["gemma2", "gpt_neox"])
-def test_summed_over_tokens_edges_are_the_sums_of_those_by_token(family: str) -> None:
-    model, sums = tiny.language(family), dict[tuple[str, str, str], float]()
-    for (source, target, port), weight in weights(edge_attribution_patching(model, PAIR, keep=100_000)).items():
-        key = (source.partition("@")[0], target.partition("@")[0], port)
-        sums[key] = sums.get(key, 0) + weight
-    whole = weights(edge_attribution_patching(model, PAIR, by_position=False))
-    scale = max(map(abs, sums.values()))
-    assert whole.keys() <= sums.keys()
-    for key, value in sums.items():
-        assert whole.get(key, 0) == pytest.approx(value, abs=1e-5 * scale), key
-
-
-def test_edges_go_forward_only() -> None:
-    for family, parallel in (("llama", False), ("gpt_neox", True)):
-        graph = edge_attribution_patching(tiny.language(family), PAIR, keep=100_000)
-        for (source, target, port), _ in weights(graph).items():
-            start, end = Node.parse(source), Node.parse(target)
-            assert start.position is not None and end.position is not None
-            assert start.position <= end.position if port in ("k", "v") else start.position == end.position
-            if end.layer is None or start.kind == "resid_pre":
-                continue
-            assert start.layer is not None
-            same = end.kind == "mlp_out" and start.kind == "z" and not parallel
-            assert start.layer < end.layer or (same and start.layer == end.layer), (source, target)
-
-
-def test_kl_divergence_has_no_slope_where_it_is_zero() -> None:
-    model = tiny.language("gpt2")
-    with pytest.raises(Unsuitable, match="denoising"):
-        edge_attribution_patching(model, PAIR, metric="KL divergence")
-    assert edge_attribution_patching(model, PAIR, metric="KL divergence", direction="denoising").values.any()
-
-
-CIRCUIT = [("resid_pre.0", "z.0.1", "v"), ("z.0.1", "z.1.2", "k"), ("z.1.2", "logits", "")]
-
-
-@pytest.mark.parametrize(
-    ("clean", "corrupted", "answer", "foil"),
-    [
-        # two matches share the attention, so that it has a slope; the changed letter is eight further, which the
-        # decoys can't tell apart
-        ("a hat, a hen: h", "a hat, a pen: h", "e", "a"),
-        ("one dot, one dip: d", "one dot, one tip: d", "i", "o"),
-        ("The cat, the cow: c", "The cat, the sow: c", "o", "a"),
-    ],
+PAIR = PromptPair("the cat sat", "the dog lay", "a", "b")
+EVERYTHING = 100_000
+INDUCTION = (
+    PromptPair("a hat, a hen: h", "a hat, a pen: h", "e", "a"),
+    PromptPair("one dot, one dip: d", "one dot, one tip: d", "i", "o"),
+    PromptPair("The cat, the cow: c", "The cat, the sow: c", "o", "a"),
 )
-def test_the_known_circuit_is_found(clean: str, corrupted: str, answer: str, foil: str) -> None:
+"""In the clean prompts both words match the last character, so no softmax is saturated; p stands for h, t for d and s
+for c in the channel that the decoys write to, so that these write the same in both prompts."""
+
+Reader = tuple[int, int | None, str]
+Carried = Mapping[Reader, Mapping[str, Tensor]]
+
+
+def slow(
+    model: LanguageModel, ids: Tensor, carried: Carried, donor: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The last logits, and what each part adds to the stream: GPT-2 or Llama by hand, in float64.
+
+    A reader reads at t, instead of the stream x, x_s + a_ts (u_s(donor) - u_s) with a = carried[reader][u].
+    """
+    network: Any = model.network
+    weights = {name: value.double() for name, value in network.state_dict().items()}
+    old, heads, length = model.family == "gpt2", model.parts.heads, ids.shape[1]
+    group = heads // model.parts.kv_heads
+    if old:
+        x = weights["transformer.wte.weight"][ids[0]] + weights["transformer.wpe.weight"][:length]
+    else:
+        x = weights["model.embed_tokens.weight"][ids[0]]
+    said = {"resid_pre.0": x}
+
+    def read(reader: Reader, t: int) -> Tensor:
+        value = x
+        for source, amount in carried.get(reader, {}).items():
+            value = value + amount[t].double()[:, None] * (donor[source] - said[source])
+        return value
+
+    for layer in range(model.layers):
+        if old:
+            at = lambda name, layer=layer: weights[f"transformer.h.{layer}.{name}"]  # noqa: E731
+            matrix, bias = at("attn.c_attn.weight"), at("attn.c_attn.bias")
+            parts = dict(zip("qkv", zip(matrix.chunk(3, 1), bias.chunk(3), strict=True), strict=True))
+            first = lambda y, at=at: _layer_norm(y, at("ln_1.weight"), at("ln_1.bias"), 1e-5)  # noqa: E731
+            out, extra = at("attn.c_proj.weight"), at("attn.c_proj.bias")
+        else:
+            at = lambda name, layer=layer: weights[f"model.layers.{layer}.{name}.weight"]  # noqa: E731
+            parts = {port: (at(f"self_attn.{port}_proj").T, torch.zeros(())) for port in "qkv"}
+            first = lambda y, at=at: _rms_norm(y, at("input_layernorm"), network.config.rms_norm_eps)  # noqa: E731
+            out, extra = at("self_attn.o_proj").T, torch.zeros(())
+        size = out.shape[0] // heads
+
+        def project(
+            value: Tensor, port: str, head: int, parts: Any = parts, first: Any = first, size: int = size
+        ) -> Tensor:
+            matrix, bias = parts[port]
+            own = slice(head * size, (head + 1) * size)
+            made = first(value) @ matrix[:, own] + (bias[own] if bias.dim() else 0)
+            return made if old or port == "v" else _rotate(made[None, :, None])[0, :, 0]
+
+        for head in range(heads):
+            z, made = [], dict[str, Tensor]()
+            for t in range(length):
+                for port, number in (("q", head), ("k", head // group), ("v", head // group)):
+                    if port not in made or (layer, head, port) in carried:
+                        made[port] = project(read((layer, head, port), t), port, number)
+                k, v = made["k"][: t + 1], made["v"][: t + 1]
+                z.append((k @ made["q"][t] / math.sqrt(size)).softmax(0) @ v)
+            said[f"z.{layer}.{head}"] = torch.stack(z) @ out[head * size : (head + 1) * size]
+        x = x + sum(said[f"z.{layer}.{head}"] for head in range(heads)) + extra
+        value = torch.stack([read((layer, None, ""), t)[t] for t in range(length)])
+        if old:
+            value = _layer_norm(value, at("ln_2.weight"), at("ln_2.bias"), 1e-5)
+            inner = F.gelu(value @ at("mlp.c_fc.weight") + at("mlp.c_fc.bias"), approximate="tanh")
+            said[f"mlp_out.{layer}"] = inner @ at("mlp.c_proj.weight") + at("mlp.c_proj.bias")
+        else:
+            value = _rms_norm(value, at("post_attention_layernorm"), network.config.rms_norm_eps)
+            inner = F.silu(value @ at("mlp.gate_proj").T) * (value @ at("mlp.up_proj").T)
+            said[f"mlp_out.{layer}"] = inner @ at("mlp.down_proj").T
+        x = x + said[f"mlp_out.{layer}"]
+    last = read((model.layers, None, ""), length - 1)[-1]
+    if old:
+        last = _layer_norm(last, weights["transformer.ln_f.weight"], weights["transformer.ln_f.bias"], 1e-5)
+    else:
+        last = _rms_norm(last, weights["model.norm.weight"], network.config.rms_norm_eps)
+    return last @ weights["lm_head.weight"].T, said
+
+
+def named(graph: Graph) -> dict[tuple[str, str, str], float]:
+    """Weights by source, target and port."""
+    ends = ((graph.nodes[source], graph.nodes[target]) for source, target in graph.edges)
+    return {(*end, port): float(weight) for end, port, weight in zip(ends, graph.ports, graph.weights, strict=True)}
+
+
+def attribution(model: LanguageModel, pair: PromptPair) -> dict[str, float]:
+    """Delta . gradient of every part at every token, from one recorded run."""
+    sites = [Site("resid_pre", 0), *(Site(kind, layer) for layer in range(model.layers) for kind in ("z", "mlp_out"))]
+    ids = [model.inputs(Prompt(text)) for text in (pair.clean, pair.corrupted)]
+    with model.record(sites) as donor:
+        model(ids[1])
+    with model.record(sites, grad=True) as base:
+        logits = model(ids[0])[0, -1]
+    answer, foil = (model.token_index(Target(text)) for text in (pair.answer, pair.foil))
+    slopes = gradient(logits[answer] - logits[foil], [base[site] for site in sites])
+    found = {}
+    for site, slope in zip(sites, slopes, strict=True):
+        each = (slope * (donor[site] - base[site]).detach()).sum(-1)[0]
+        for place in range(len(each)):
+            if site.kind == "z":
+                found |= {f"{site}.{head}@{place}": float(each[place, head]) for head in range(each.shape[1])}
+            else:
+                found[f"{site}@{place}"] = float(each[place])
+    return found
+
+
+@pytest.mark.parametrize("family", tiny.LANGUAGE)
+def test_what_leaves_a_part_is_its_attribution_patching(family: str) -> None:
+    for seed in range(2):
+        model = tiny.language(family, seed)
+        graph, expected = edge_attribution_patching(model, PAIR, keep=EVERYTHING), attribution(model, PAIR)
+        assert set(graph.nodes) == {*expected, f"logits@{len(graph.tokens) - 1}"}
+        scale = max(map(abs, expected.values()))
+        values = list(expected.values())
+        np.testing.assert_allclose([graph.value(node) for node in expected], values, atol=2e-5 * scale)
+        leaving: dict[str, float] = defaultdict(float)
+        for (source, _, _), weight in named(graph).items():
+            leaving[source] += weight
+        np.testing.assert_allclose([leaving[node] for node in expected], values, atol=2e-5 * scale)
+        assert graph.total == pytest.approx(np.abs(graph.weights).sum(), rel=1e-6)
+        assert graph.residual is not None and graph.residual.value < 2e-6
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_each_edge_is_the_slope_of_a_run_where_it_alone_moves(family: str) -> None:
+    model = tiny.language(family)
+    graph = edge_attribution_patching(model, PAIR, keep=EVERYTHING)
+    ids = [model.inputs(Prompt(text)) for text in (PAIR.clean, PAIR.corrupted)]
+    answer, foil = (model.token_index(Target(text)) for text in (PAIR.answer, PAIR.foil))
+    whole, _ = slow(model, ids[0], {}, {})
+    torch.testing.assert_close(whole.float(), model(ids[0])[0, -1], atol=1e-4, rtol=1e-4)
+    _, donor = slow(model, ids[1], {}, {})
+    edges, rng, scale = named(graph), np.random.default_rng(0), float(np.abs(graph.weights).max())
+    length = ids[0].shape[1]
+    for port in ("q", "k", "v", ""):
+        some = [edge for edge in edges if edge[2] == port]
+        # the strongest, any, and those that join one token to another
+        apart = [edge for edge in some if Node.parse(edge[0]).position != Node.parse(edge[1]).position]
+        chosen = [*some[:3], *apart[:3], *(some[each] for each in rng.integers(len(some), size=4))]
+        for edge in chosen:
+            source, target = Node.parse(edge[0]), Node.parse(edge[1])
+            amount = torch.zeros(length, length)
+            amount[target.position, source.position] = step = 1e-3
+            reader = (model.layers if target.layer is None else target.layer, target.head, port)
+            name = str(Node(source.site))
+            ends = [slow(model, ids[0], {reader: {name: sign * amount}}, donor)[0] for sign in (1, -1)]
+            slope = (ends[0] - ends[1])[answer] - (ends[0] - ends[1])[foil]
+            assert edges[edge] == pytest.approx(float(slope) / (2 * step), rel=1e-3, abs=1e-5 * scale), edge
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma2", "gemma3_text", "olmo2", "gpt_neox", "mixtral"])
+def test_edges_into_keys_values_and_queries_add_up_to_the_gradient_there(family: str) -> None:
+    """Over all tokens that read them, for each key head; with soft caps, norms of keys, windows, parallel blocks."""
+    model, layer = tiny.language(family, 1), 2
+    graph = edge_attribution_patching(model, PAIR, keep=EVERYTHING)
+    ids = [model.inputs(Prompt(text)) for text in (PAIR.clean, PAIR.corrupted)]
+    start, stream = Site("resid_pre", 0), Site("resid_pre", layer)
+    sites = [Site(kind, layer) for kind in "qkv"]
+    with model.record([start]) as donor:
+        model(ids[1])
+    # a pattern is asked for, so that the run is the eager one
+    with model.record([start, stream, *sites, Site("pattern", layer)], grad=True) as base:
+        logits = model(ids[0])[0, -1]
+    answer, foil = (model.token_index(Target(text)) for text in (PAIR.answer, PAIR.foil))
+    slopes = gradient(logits[answer] - logits[foil], [base[site] for site in sites], keep=True)
+    delta = (donor[start] - base[start]).detach()[0]
+    scale = float(np.abs(graph.weights).max())
+    for site, slope in zip(sites, slopes, strict=True):
+        found: dict[tuple[int, int], float] = defaultdict(float)
+        group = model.parts.heads // slope.shape[2]
+        for (source, target, port), weight in named(graph).items():
+            at, to = Node.parse(source), Node.parse(target)
+            if at.kind == "resid_pre" and port == site.kind and to.layer == layer:
+                assert at.position is not None and to.head is not None
+                found[to.head // group, at.position] += weight
+        for head in range(slope.shape[2]):
+            own = torch.zeros_like(slope)
+            own[:, :, head] = slope[:, :, head]
+            pulled = gradient(base[site], [base[stream]], own, keep=True)[0][0]
+            expected = (pulled * delta).sum(-1)
+            for place in range(len(delta)):
+                assert found[head, place] == pytest.approx(float(expected[place]), rel=1e-3, abs=3e-6 * scale)
+
+
+def test_summed_over_tokens_and_cut_short() -> None:
+    model = tiny.language("llama")
+    whole = edge_attribution_patching(model, PAIR, keep=EVERYTHING)
+    short = edge_attribution_patching(model, PAIR, keep=10)
+    assert whole.total == short.total and whole.nodes == short.nodes and len(short.weights) == 10
+    np.testing.assert_array_equal(short.weights, whole.weights[:10])
+    assert list(named(short)) == list(named(whole))[:10]
+    sums: dict[tuple[str, str, str], float] = defaultdict(float)
+    for (source, target, port), weight in named(whole).items():
+        sums[source.split("@")[0], target.split("@")[0], port] += weight
+    merged = named(edge_attribution_patching(model, PAIR, keep=EVERYTHING, by_position=False))
+    assert merged.keys() == sums.keys()
+    np.testing.assert_allclose([merged[edge] for edge in sums], list(sums.values()), atol=1e-6 * max(sums.values()))
+
+
+def test_memory_changes_nothing_beyond_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.language("gemma2")
+    first = edge_attribution_patching(model, PAIR, keep=EVERYTHING)
+    monkeypatch.setattr(_edges, "BYTES", 1)
+    other = edge_attribution_patching(model, PAIR, keep=EVERYTHING)
+    mine, theirs = named(first), named(other)
+    assert mine.keys() == theirs.keys()
+    scale = np.abs(first.weights).max()
+    np.testing.assert_allclose([theirs[edge] for edge in mine], list(mine.values()), atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
+def test_sums_hold_under_interventions(family: str) -> None:
+    model, prompt = tiny.language(family), Prompt(PAIR.clean)
+    for change in (
+        skip_layer(model, prompt, layer=1, count=1),
+        repeat_layer(model, prompt, layer=1, times=3),
+        ablate_heads(model, prompt, heads=((0, 1), (1, 0)), by="zero"),
+        *(
+            scale_site(model, prompt, site=site, by=-1.5)
+            for site in ("z.1.1", "pattern.1.0", "q.2", "v.1", "mlp_out.1", "resid_pre.1", "resid_post.2")
+        ),
+    ):
+        with change:
+            graph = edge_attribution_patching(model, PAIR)
+        assert graph.residual is not None and graph.residual.value < 5e-6 and graph.total > 0
+
+
+def test_the_direction_and_a_metric_without_a_slope() -> None:
+    model = tiny.language("gpt2")
+    back = edge_attribution_patching(model, PAIR, direction="denoising")
+    forth = edge_attribution_patching(model, PromptPair(PAIR.corrupted, PAIR.clean, "a", "b"))
+    assert back.base == forth.base and back.direction == "denoising"
+    np.testing.assert_array_equal(back.values, forth.values)
+    with pytest.raises(Unsuitable, match="slope"):
+        edge_attribution_patching(model, PAIR, metric="KL divergence")
+    assert edge_attribution_patching(model, PAIR, metric="KL divergence", direction="denoising").total > 0
+
+
+@pytest.mark.parametrize("pair", INDUCTION)
+def test_the_known_circuit_carries_it_and_nothing_else(pair: PromptPair) -> None:
     model = zoo.load("induction")
     assert isinstance(model, LanguageModel)
-    pair = PromptPair(clean, corrupted, answer, foil)
     graph = edge_attribution_patching(model, pair, by_position=False)
-    found = weights(graph)
-    assert set(list(found)[:3]) == set(CIRCUIT)
-    rest = max(abs(weight) for edge, weight in found.items() if edge not in CIRCUIT)
-    assert rest < 0.03 * max(map(abs, found.values()))
-    for nodes in (graph, activation_patching(model, pair, by_position=False)):
-        parts = {name: abs(nodes.value(name)) for name in nodes.nodes if name[0] in "zm"}
-        top = max(parts.values())
-        assert {name for name, value in parts.items() if value > 1e-6 * top} == {"z.0.1", "z.1.2"}
+    exact = activation_patching(model, pair, by_position=False)
+    for found in (graph, exact):
+        known = {node: found.value(node) for node in ("z.0.1", "z.1.2")}
+        assert max(known.values()) < -10, "without either head the answer is lost"
+        others = [found.value(node) for node in found.nodes if node[0] in "zm" and node not in known]
+        assert np.abs(others).max() < 1e-6 * -min(known.values())
+    edges = named(graph)
+    circuit = [("z.0.1", "z.1.2", "k"), ("resid_pre.0", "z.0.1", "v"), ("z.1.2", "logits", "")]
+    assert list(edges)[:3] == circuit
+    # a norm of equal length in both prompts still has a slope, so a little seems to come in by the decoys
+    rest = [weight for edge, weight in edges.items() if edge not in circuit and edge[:2] != circuit[0][:2]]
+    assert np.abs(rest).max() < 0.01 * abs(edges[circuit[0]])
+    behind = [
+        weight
+        for edge, weight in edges.items()
+        if edge[0][0] == "z" and not {*edge[:2]} <= {"z.0.1", "z.1.2", "logits"}
+    ]
+    assert np.abs([0.0, *behind]).max() < 1e-6 * abs(edges[circuit[0]])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 20])
+def test_a_pair_of_any_length(length: int) -> None:
+    pair = PromptPair(("abcd" * 5)[:length], ("bbcd" * 5)[:length], "a", "b")
+    graph = edge_attribution_patching(tiny.language("gemma3_text"), pair)
+    assert graph.residual is not None and graph.residual.value < 5e-6 and len(graph.tokens) == length
