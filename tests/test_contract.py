@@ -43,6 +43,7 @@ REFUSALS: dict[str, set[str]] = {
     "deeplift_captum": {"swinv2"},
     # a mixture of experts has no one hidden layer
     "ablate_neurons": {"mixtral"},
+    "neuron_detectors": {"mixtral"},
     # both are rules for ReLU
     **{key: {
         "convnext", "convnextv2", "efficientnet", "vit", "deit", "dinov2", "dinov2_with_registers", "beit", "swin",

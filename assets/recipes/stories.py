@@ -116,6 +116,10 @@ def texts(folder: Path) -> None:
     ready["induction"] = [
         {"prompt": prompt, "answer": answer, "foil": foil, "corrupted": corrupted}
         for prompt, answer, foil, corrupted in (
+            # two matches, so that the softmax of the head that looks for them has a slope
+            ("The cat, the cow: c", "o", "a", "The cat, the sow: c"),
+            ("a hat, a hen: h", "e", "a", "a hat, a pen: h"),
+            ("one dot, one dip: d", "i", "o", "one dot, one tip: d"),
             ("The cat sat. The c", "a", "o", "The dog sat. The d"),
             ("x7Qz-x7Q", "z", "y", "x7Qy-x7Q"),
             ("once upon a time, once up", "o", "i", "once upin a time, once up"),

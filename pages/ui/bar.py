@@ -12,7 +12,7 @@ from interp.evidence import strongest_channels, strongest_heads
 from interp.experiment import Call
 from interp.methods import METHODS
 from interp.model import LanguageModel, Model, VisionModel
-from interp.samples import Image, Prompt, Target
+from interp.samples import Image, Prompt, PromptPair, Target
 from interp.sites import Site
 from pages.ui import share
 from pages.ui.bench import Bench, Chip, bench, change, undo, use_model
@@ -53,7 +53,10 @@ def bar(model: Model) -> None:
             names = [
                 m.key
                 for m in METHODS.values()
-                if m.kind == "lens" and m.family == lens.family and m.model_type is lens.model_type
+                if m.kind == "lens"
+                and m.family == lens.family
+                and m.model_type is lens.model_type
+                and isinstance(sample, (*m.samples, *([PromptPair] if Prompt in m.samples else [])))
             ]
             st.session_state["lens"] = lens.key
             st.selectbox(
@@ -87,7 +90,7 @@ def _lazily(label: str, key: str, icon: str, help: str, kind: Any = "tertiary") 
     return st.popover(label, icon=icon, help=help, type=kind, key=f"popover:{key}", on_change="rerun")
 
 
-KEPT = ("target", "foil", "site", "layer")
+KEPT = ("target", "foil", "site", "layer", "nodes", "metric", "direction", "by_position")
 """Settings that lenses share."""
 
 
@@ -125,14 +128,17 @@ def opening(key: str, on: Bench) -> dict[str, Any]:
 
 def _opening_prompt(key: str, model: LanguageModel, on: Bench) -> dict[str, Any]:
     """The same of language models: the head that speaks most for the target, or the layer chosen on the page."""
-    assert isinstance(on.sample, Prompt)
+    sample = Prompt(on.sample.clean) if isinstance(on.sample, PromptPair) else on.sample
+    assert isinstance(sample, Prompt)
     layer = min(on.layer - 1 if on.layer else model.layers - 1, model.layers - 1)
     if key == "ablate_heads":
         try:
-            return {"heads": strongest_heads(model, on.sample, on.lens.settings.get("target", Target()), 1)}
+            return {"heads": strongest_heads(model, sample, on.lens.settings.get("target", Target()), 1)}
         except Unsuitable:  # what heads add can't be told apart in this model
             return {"heads": ((layer, 0),)}
+    other = on.sample if isinstance(on.sample, PromptPair) else None
     return {
+        "patch_from": {"sites": (Site("resid_post", layer),)} if other else {},
         "ablate_neurons": {"layer": layer, "neurons": tuple(range(32))},
         "ablate_layer": {"layer": layer, "part": "MLP"},
         "scale_site": {"site": None if model.refuses(Site("mlp_out", layer)) else Site("mlp_out", layer), "by": 0.0},
@@ -172,9 +178,21 @@ def in_words(call: Call, model: Any) -> str:
     name, settings = METHODS[call.method].name, call.settings
     site = settings.get("site")
     where = site_name(model, site) if isinstance(site, Site) else "the last stage"
+    where_at = f" at {', '.join(map(str, settings['positions'][:3]))}" if settings.get("positions") else ""
+    if "sites" in settings:
+        sites = [site_name(model, each) for each in settings["sites"]]
+        return (
+            f"{name}: {', '.join(sites[:2])}{' …' if len(sites) > 2 else ''}{where_at}"
+            if sites
+            else f"{name}: none yet"
+        )
     if "heads" in settings:
         heads = [f"L{layer}H{head}" for layer, head in settings["heads"]]
-        return f"{name}: {', '.join(heads[:3])}{' …' if len(heads) > 3 else ''}" if heads else f"{name}: none yet"
+        return (
+            f"{name}: {', '.join(heads[:3])}{' …' if len(heads) > 3 else ''}" + where_at
+            if heads
+            else f"{name}: none yet"
+        )
     if "neurons" in settings:
         return f"{name}: {len(settings['neurons'])} of layer {settings['layer']}"
     if "channels" in settings and METHODS[call.method].kind == "intervention":
@@ -186,7 +204,7 @@ def in_words(call: Call, model: Any) -> str:
         if isinstance(value, str | int | float) and not isinstance(value, bool)
     ]
     parts += [site_name(model, value) for value in call.changed.values() if isinstance(value, Site)]
-    return name + (": " + ", ".join(parts[:2]) if parts else "")
+    return name + (": " + ", ".join(parts[:2]) if parts else "") + where_at
 
 
 def _lens_text(call: Call) -> str:

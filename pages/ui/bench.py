@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -17,10 +18,14 @@ from interp.method import Method
 from interp.methods import METHODS
 from interp.model import LanguageModel, Model, VisionModel
 from interp.results import Result
-from interp.samples import Image, Prompt, Target
+from interp.samples import Image, Prompt, PromptPair, Target
+from interp.sites import Node
 
 M = TypeVar("M", bound=Model)
-PAGES = {"cam": "pages/heatmaps.py", "attribution": "pages/pixels.py", "reading": "pages/prompts.py"}
+PAGES = {
+    "cam": "pages/heatmaps.py", "attribution": "pages/pixels.py", "reading": "pages/prompts.py",
+    "circuits": "pages/circuits.py",
+}  # fmt: skip
 """Where the lenses of a family are looked through."""
 
 
@@ -40,6 +45,21 @@ class Chip:
 
 
 @dataclass(frozen=True)
+class View:
+    """How a circuit is shown: the share kept, the chosen node, pinned ones, groups, the weighting it is compared with.
+
+    groups: (name, nodes) of each. side: "" as it is now, "before" the changes, or "difference".
+    """
+
+    keep: float = 0.8
+    node: str = ""
+    pins: tuple[str, ...] = ()
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    beside: str = ""
+    side: str = ""
+
+
+@dataclass(frozen=True)
 class Bench:
     """What lies on the bench: the experiment with switched-off changes, a second class, how maps are drawn.
 
@@ -54,6 +74,7 @@ class Bench:
     look: Look = Look()  # noqa: RUF009  (frozen)
     position: int | None = None
     layer: int | None = None
+    view: View = View()
 
     @property
     def experiment(self) -> Experiment:
@@ -82,12 +103,37 @@ def first_prompt() -> Bench:
     return Bench.of(Experiment("stories", prompt, Call("logit_lens", target=" Mary")))
 
 
+def first_pair() -> Bench:
+    """What a newcomer to circuits sees."""
+    pair = PromptPair(
+        "When Mary and John went to the store, John gave a drink to",
+        "When Mary and John went to the store, Mary gave a drink to", " Mary", " John",
+    )  # fmt: skip
+    view = View(keep=0.9, node="z.1.1@14")
+    return Bench.of(Experiment("stories", pair, Call("edge_attribution_patching")), view=view)
+
+
+FIRST = {Image: first, Prompt: first_prompt, PromptPair: first_pair}
+
+
+def kind_of(on: Bench) -> type:
+    """Which kind of bench it is: of images, of prompts, or of circuits, where a prompt alone can lie too."""
+    circuit = METHODS[on.lens.method].family == "circuits"
+    return PromptPair if circuit else Image if isinstance(on.sample, Image) else Prompt
+
+
 def turn_to_kind(kind: type) -> None:
-    """Take up the bench of images, or that of prompts, as it was left; no step of its own for undo."""
-    if not isinstance(bench().sample, kind):
-        other = st.session_state.get("other-bench") or (first_prompt() if kind is Prompt else first())
-        st.session_state["other-bench"], st.session_state["bench"] = bench(), other
-        st.session_state["undo"] = []
+    """Take up the bench of images, prompts or circuits, as it was left; no step of its own for undo."""
+    now = bench()
+    if kind_of(now) is kind:
+        return
+    benches = st.session_state.setdefault("benches", {})
+    benches[kind_of(now)] = now
+    other: Bench = benches.get(kind) or FIRST[kind]()
+    if kind is Prompt and isinstance(now.sample, PromptPair) and kind not in benches:
+        other = dataclasses.replace(other, sample=Prompt(now.sample.clean), model=now.model, chips=now.chips)
+    st.session_state["bench"] = other
+    st.session_state["undo"] = []
 
 
 def load(kind: type[M]) -> M | None:
@@ -132,6 +178,11 @@ def turn_to(family: str, key: str, **look: Any) -> None:
         )
 
 
+def reshow(**fields: Any) -> None:
+    """Show the circuit differently; no step of its own for undo."""
+    st.session_state["bench"] = dataclasses.replace(bench(), view=dataclasses.replace(bench().view, **fields))
+
+
 def undo() -> None:
     if past := st.session_state.get("undo"):
         st.session_state["bench"] = past[-1]
@@ -140,7 +191,7 @@ def undo() -> None:
 
 def open_experiment(experiment: Experiment) -> None:
     """Lay an experiment on the bench of its kind."""
-    turn_to_kind(type(experiment.sample))
+    turn_to_kind(kind_of(Bench.of(experiment)))
     change(
         model=experiment.model,
         sample=experiment.sample,
@@ -149,6 +200,7 @@ def open_experiment(experiment: Experiment) -> None:
         second="",
         position=None,
         layer=None,
+        view=View(),
     )
 
 
@@ -159,7 +211,8 @@ def use_model(name: str) -> None:
         Unsuitable: it can't be loaded.
     """
     model = zoo.load(name)
-    turn_to_kind(Prompt if isinstance(model, LanguageModel) else Image)
+    if isinstance(model, LanguageModel) == isinstance(bench().sample, Image):
+        turn_to_kind(Prompt if isinstance(model, LanguageModel) else Image)
     lens = _served(bench().lens, model)
     chips = tuple(Chip(_served(chip.call, model), chip.on) for chip in bench().chips)
     change(model=zoo.shared_name(name), lens=lens, chips=chips, second="")
@@ -213,12 +266,34 @@ def read_url() -> None:
                 second=query.get("second", ""),
                 position=_whole(query.get("position")),
                 layer=_whole(query.get("layer")),
+                view=_view(),
             )
             st.session_state["opened"] = experiment.digest
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
     if "bench" not in st.session_state:
         st.session_state["bench"] = first()
+
+
+def _view() -> View:
+    """How the circuit in the URL is shown; what can't be read is left out."""
+    get = st.query_params.get_all
+
+    def nodes(text: str) -> tuple[str, ...]:
+        found = []
+        for part in text.split(",")[:200]:
+            with contextlib.suppress(Unsuitable):
+                found.append(str(Node.parse(part)))
+        return tuple(found)
+
+    groups = tuple((name[:40], nodes(rest)) for name, _, rest in (each.partition(":") for each in get("group")[:20]))
+    lens = METHODS.get(st.query_params.get("beside", ""))
+    return View(
+        _number(st.query_params.get("keep"), View.keep), "".join(nodes(st.query_params.get("node", ""))[:1]),
+        nodes(",".join(get("pin"))), tuple(each for each in groups if each[1]),
+        lens.key if lens and lens.family == "circuits" else "",
+        st.query_params.get("side", "") if st.query_params.get("side") in ("before", "difference") else "",
+    )  # fmt: skip
 
 
 def _pair(key: str, value: str) -> str:
@@ -245,6 +320,16 @@ def query() -> dict[str, list[str]]:
     for name in ("position", "layer"):
         if (place := getattr(now, name)) is not None:
             found[name] = [str(place)]
+    view = now.view
+    if view.keep != View.keep:
+        found["keep"] = [f"{view.keep:g}"]
+    for name in ("node", "beside", "side"):
+        if getattr(view, name):
+            found[name] = [getattr(view, name)]
+    if view.pins:
+        found["pin"] = [",".join(view.pins)]
+    if view.groups:
+        found["group"] = [f"{name}:{','.join(nodes)}" for name, nodes in view.groups]
     for name in ("signed", "opacity", "threshold", "colours", "view"):
         value = getattr(now.look, name)
         if value != getattr(plain, name):

@@ -13,11 +13,11 @@ from interp import Unsuitable, zoo
 from interp.catalogue import cost_text, families
 from interp.methods import METHODS
 from interp.model import LanguageModel
-from interp.results import Heatmap, TokenGrid
-from interp.samples import Image, Prompt
+from interp.results import Graph, Heatmap, TokenGrid
+from interp.samples import Image, Prompt, PromptPair
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import choose_lens, opening
-from pages.ui.bench import PAGES, Bench, bench, first, first_prompt, page_of, turn_to_kind, use_model
+from pages.ui.bench import PAGES, Bench, bench, first, first_pair, first_prompt, page_of, turn_to_kind, use_model
 
 HOSTED = os.environ.get("ACTISCOPE_HOSTED") == "1"
 """On a server for strangers nobody may name a folder of it."""
@@ -55,7 +55,8 @@ def methods() -> None:
             st.caption(f"Cost: {cost_text(method)}. In the library: `interp.methods.{method.family}.{method.key}`.")
             page = page_of(method)
             if method.kind == "lens" and page and st.button("Use it", icon=":material/visibility:"):
-                turn_to_kind(Prompt if method.model_type is LanguageModel else Image)
+                kind = Prompt if method.model_type is LanguageModel else Image
+                turn_to_kind(PromptPair if method.family == "circuits" else kind)
                 choose_lens(method.key)
                 st.switch_page(page)
 
@@ -70,6 +71,7 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
         "note": cost_text(method),
     }
     start: Bench = first_prompt() if method.model_type is LanguageModel else first()
+    start = first_pair() if method.family == "circuits" else start
     try:
         experiment = start.experiment
         if method.kind == "intervention":
@@ -92,6 +94,9 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
         elif isinstance(result, TokenGrid):
             item["image"] = show.grid_picture(result, jobs.key_of(experiment))
             item["alt"] = f"{result.sheets[0]}, {len(result.rows)} by {len(result.columns)}"
+        elif isinstance(result, Graph):
+            item["image"] = show.graph_picture(result, jobs.key_of(experiment))
+            item["alt"] = f"{len(result.nodes)} parts"
         else:
             item["wait"] = "numbers" if result else f"about {jobs.estimate(experiment):.0f} s"
     except Unsuitable as reason:

@@ -14,7 +14,7 @@ from interp.experiment import Call
 from interp.method import Control
 from interp.methods import METHODS
 from interp.model import LanguageModel
-from interp.samples import Image, ImageSet, Target, TextSet, gallery
+from interp.samples import Image, ImageSet, Prompt, Target, TextSet, gallery
 from interp.sites import Site
 
 
@@ -112,6 +112,29 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
             help=control.help + " Write 2.1, 3.0: layer, then head.",
             on_change=changed(heads),
         )
+    elif control.kind == "sites":
+        st.session_state[key] = list(value)
+        offered = list(dict.fromkeys([*value, *(each for each in heads_and_sites(model))]))
+        st.multiselect(
+            label, offered, key=key, format_func=lambda site: site_name(model, site), help=control.help,
+            on_change=changed(tuple), placeholder="none",
+        )  # fmt: skip
+    elif control.kind == "positions":
+        st.text_input(
+            label,
+            key=show(", ".join(map(str, value))),
+            help=control.help + " Write 3, 17, 40-52.",
+            placeholder="all",
+            on_change=changed(numbers),
+        )
+    elif control.kind == "sample" and _is_prompt(control):
+        st.text_input(
+            label,
+            key=show(value.text if value else ""),
+            help=control.help,
+            placeholder=control.unset or "none",
+            on_change=changed(lambda text: Prompt(text) if text.strip() else None),
+        )
     elif control.kind == "channels" and isinstance(model, LanguageModel):
         st.text_input(
             label,
@@ -123,6 +146,10 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
         _channels(value, call, model, sample, control, key, on)
     else:
         st.text_input(label, key=show(str(value)), help=control.help, on_change=changed())
+
+
+def _is_prompt(control: Control) -> bool:
+    return "Prompt" in str(control.hint) and "TextSet" not in str(control.hint)
 
 
 def _images(value: ImageSet | None, label: str, control: Control, key: str, changed: Callable[..., Any]) -> None:

@@ -81,12 +81,17 @@ def seconds(experiment: Experiment) -> float | None:
         return found[1] if found else None
 
 
+def passes(experiment: Experiment) -> tuple[float, float]:
+    """Forwards and backwards it will take."""
+    method = METHODS[experiment.lens.method]
+    return method.estimate(zoo.load(experiment.model), experiment.lens.settings, experiment.sample) or (3.0, 0.0)
+
+
 def estimate(experiment: Experiment) -> float:
     """Seconds it will take, from its count of forwards and the pace of this model so far."""
     model = zoo.load(experiment.model)
-    cost = METHODS[experiment.lens.method].estimate(model, experiment.lens.settings)
-    pace = _pace.get(model.digest, 0.05)
-    return (cost[0] + 2 * cost[1]) * pace if cost else 3 * pace
+    forwards, backwards = passes(experiment)
+    return (forwards + 2 * backwards) * _pace.get(model.digest, 0.05)
 
 
 def run(experiment: Experiment) -> Result:

@@ -12,8 +12,8 @@ from interp.evidence import agreement
 from interp.experiment import Experiment
 from interp.figures import Look, scale_of
 from interp.methods import METHODS
-from interp.results import Heatmap, TokenGrid
-from interp.samples import Prompt
+from interp.results import Graph, Heatmap, TokenGrid
+from interp.samples import Prompt, PromptPair
 from pages.ui import components, jobs, show
 from pages.ui.bench import bench, open_experiment, page_of
 
@@ -59,6 +59,8 @@ def history() -> None:
                 )
             elif isinstance(result, TokenGrid):
                 st.image(show.grid_picture(result, jobs.key_of(experiment)), width="stretch")
+            elif isinstance(result, Graph):
+                st.image(show.graph_picture(result, jobs.key_of(experiment)), width="stretch")
             elif result is None:
                 st.write("This result is no longer kept; open it to run it again.")
             for line in _lines(experiment):
@@ -88,6 +90,11 @@ def _card(experiment: Experiment, selected: bool) -> dict[str, Any]:
         if isinstance(result, TokenGrid):
             item["image"] = show.grid_picture(result, jobs.key_of(experiment))
             item["alt"] = f"{result.sheets[0]}, {len(result.rows)} by {len(result.columns)}"
+        if isinstance(result, Graph):
+            item["image"] = show.graph_picture(result, jobs.key_of(experiment))
+            item["alt"] = f"{len(result.nodes)} parts"
+        if isinstance(experiment.sample, PromptPair):
+            item["note"] = experiment.sample.clean[-60:]
         if isinstance(experiment.sample, Prompt):
             item["note"] = experiment.sample.text[-60:]
         if isinstance(result, Heatmap):
@@ -117,5 +124,5 @@ def _pixels(experiment: Experiment) -> bool:
 def _lines(experiment: Experiment) -> list[str]:
     changes = ", ".join(map(str, experiment.interventions)) or "none"
     sample = experiment.sample
-    name = show.plain(sample.text[:200]) if isinstance(sample, Prompt) else str(sample)
+    name = show.plain(sample.text[:200]) if isinstance(sample, Prompt) else show.plain(str(sample)[:400])
     return [f"model: {experiment.model}", f"input: {name}", f"changes: {changes}", f"lens: {experiment.lens}"]

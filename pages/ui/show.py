@@ -13,8 +13,9 @@ from interp import evidence
 from interp.experiment import Call, Experiment
 from interp.figures import Look, backdrop, colours_of, data_url, draw, fitted, legend, overlay, viewed
 from interp.methods import METHODS
-from interp.results import Heatmap, Result, Table, TokenGrid
+from interp.results import Graph, Heatmap, Result, Table, TokenGrid
 from interp.samples import Image
+from interp.sites import Node
 from kernels.superpixels import superpixels
 from pages.ui import components, jobs
 from pages.ui.bench import bench, reproduced
@@ -131,6 +132,23 @@ def grid_picture(_result: TokenGrid, key: str) -> str:
     look = Look(signed=_result.signed, colours="blue-vermilion" if _result.signed else "cividis", opacity=1.0)
     shares = values / (np.abs(values).max() or 1.0)
     picture = PIL.Image.fromarray(colours_of(shares, look))
+    return data_url(picture.resize((216, 144), PIL.Image.Resampling.NEAREST))
+
+
+@st.cache_data(max_entries=500, show_spinner=False)
+def graph_picture(_result: Graph, key: str) -> str:
+    """A small picture of a circuit: for each layer and token, the strongest part."""
+    found: dict[tuple[int, int], float] = {}
+    for name, value in zip(_result.nodes, _result.values, strict=True):
+        node = Node.parse(name)
+        place = (node.layer or 0, node.position or 0)
+        if node.layer is not None and abs(value) >= abs(found.get(place, 0.0)):
+            found[place] = float(value)
+    values = np.zeros((1 + max((row for row, _ in found), default=0), max(len(_result.tokens), 1)))
+    for (row, column), value in found.items():
+        values[row, min(column, values.shape[1] - 1)] = value
+    look = Look(signed=bool(values.min() < 0), colours="blue-vermilion" if values.min() < 0 else "cividis", opacity=1.0)
+    picture = PIL.Image.fromarray(colours_of(values[::-1] / (np.abs(values).max() or 1.0), look))
     return data_url(picture.resize((216, 144), PIL.Image.Resampling.NEAREST))
 
 

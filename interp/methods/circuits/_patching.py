@@ -26,7 +26,7 @@ Rows = Sequence[Sequence[Node]]
 class Patcher:
     """The runs of a pair, kept for patching: `effects(rows)` is by how much each row's patches move the metric.
 
-        I(n) = m(base | n <- n(donor)) - m(base)
+    I(n) = m(base | n <- n(donor)) - m(base)
     """
 
     def __init__(self, model: LanguageModel, pair: Pair, sites: Sequence[Site]) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
+from interp import Unsuitable
 from interp.method import Paper, lens
 from interp.model import LanguageModel
 from interp.results import Table
@@ -20,6 +21,8 @@ PAPER = Paper(
 )
 COLUMNS = ("previous token", "duplicate token", "induction", "subword merge", "first token")
 UNIFORM = "uniform attention"
+CELLS = 2**26
+"""The largest number of attention weights, over all layers and heads, that are looked at."""
 REPEATED = 24
 """How many random tokens are repeated."""
 
@@ -53,7 +56,11 @@ def head_detectors(
         seed: Which random tokens.
 
     Returns:
-        Table, a row per head, in attention from 0 to 1; 0 where a pattern can't occur, of which the note speaks.
+        Table, a row per head, in attention from 0 to 1; 0 where a pattern can't occur, of which the note speaks. Of a
+        layer that is repeated the last time counts; one that is skipped looks nowhere.
+
+    Raises:
+        Unsuitable: a prompt so long that its patterns would fill the memory.
 
     Assumes:
         That where a head looks says what it does.
@@ -63,6 +70,11 @@ def head_detectors(
         when it has nothing to do scores low where it has seldom something to do.
     """
     prompt = model.inputs(sample)
+    if model.layers * model.parts.heads * prompt.shape[1] ** 2 > CELLS:
+        most = int((CELLS / model.layers / model.parts.heads) ** 0.5)
+        raise Unsuitable(
+            f"The prompt has {prompt.shape[1]} tokens; the patterns of {model.name} can be seen up to {most}."
+        )
     runs = [prompt]
     if on == "random repeats":
         runs.append(random_repeats(model, prompt, seed))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp import Unsuitable, hooks
+from interp import Unsuitable, hooks, progress
 from interp.method import Paper, Range, Unset, lens
 from interp.methods.reading._linear import frozen
 from interp.methods.reading._prompts import chosen, last_logits, looked, position_of
@@ -27,7 +27,7 @@ PAPER = Paper(
 )
 By = Literal["proximity", "projection"]
 Space = Literal["what is read", "the whole stream"]
-BYTES = 2**26
+BYTES = 2**23
 """How much memory the parts that are compared at once may take; it changes no result beyond rounding."""
 CELLS = 2**26
 """The largest number of attention weights, over all layers and heads, that routes are followed through."""
@@ -99,8 +99,9 @@ def information_flow_routes(
 
     Misleads:
         Why a head looks where it looks is not followed: what queries and keys read counts as what any later part reads.
-        Two parts that cancel each other have small shares, however large they are. "What is read" leaves out only what
-        no weight can see, not what is without effect here.
+        Two parts that cancel each other have small shares, however large they are; where all of an output's parts do,
+        none of them is near it, and only the nearest is followed, which the note says. "What is read" leaves out only
+        what no weight can see, not what is without effect here.
     """
     length = model.inputs(sample).shape[1]
     if model.layers * model.parts.heads * length**2 > CELLS:
@@ -124,7 +125,7 @@ def information_flow_routes(
     routes = _Routes(model.layers, model.parts.heads, length, by, threshold)
     routes.start(at)
     worst = 0.0
-    for layer in reversed(range(model.layers)):
+    for layer in progress.track(range(model.layers)[::-1], "following routes"):
         own = {kind: [each.double() for each in found[Site(kind, layer)]] for kind in kinds}
         pre = own["resid_pre"][0]
         # what enters the next layer, after whatever an intervention does to it there
@@ -207,6 +208,7 @@ class _Routes:
         self.weights = np.zeros(0)
         self.enters_v = np.zeros(0, bool)
         self.count, self.total, self.ended = 0, 0.0, 0.0
+        self.outputs, self.alone = 0, 0
 
     def number(self, kind: str, layer: int) -> np.ndarray:
         """The numbers of the nodes of a kind in a layer, [token] or, of heads, [token, head]; layer -1: what enters."""
@@ -278,8 +280,8 @@ class _Routes:
         y = read(y)
         own = torch.stack([self.alike(read(part), y) for part in parts], 1).cpu().numpy()
         by_head = np.zeros((len(places), self.length, self.heads if heads else 0))
-        for query, key, near in self.compared([(h.weight[at], read(h.written)) for h in heads], y, places):
-            by_head[query, key] = near
+        for row, keys, near in self.compared([(h.weight[at], read(h.written)) for h in heads], y, places):
+            by_head[row, keys] = near
         scale = (y.abs().sum(-1) if self.by == "proximity" else y.square().sum(-1)).cpu().numpy()
         shares = self.kept(np.concatenate([own, by_head.reshape(len(places), -1)], 1), scale)
 
@@ -294,31 +296,28 @@ class _Routes:
         if heads:
             inner = self.number("z", layer)
             each = weights[:, 3:].reshape(by_head.shape)
-            query, key, head = np.nonzero(shares[:, 3:].reshape(by_head.shape))
+            query, source, head = np.nonzero(shares[:, 3:].reshape(by_head.shape))
             query_of, head_of = np.nonzero((shares[:, 3:].reshape(by_head.shape) != 0).any(1))
             self.flow(inner[places[query_of], head_of], out[places[query_of]], each.sum(1)[query_of, head_of])
-            self.flow(self.number("post", layer - 1)[key], inner[places[query], head], each[query, key, head], "v")
+            self.flow(
+                self.number("post", layer - 1)[source], inner[places[query], head], each[query, source, head], "v"
+            )
         return error
 
     def alike(self, z: Float[Tensor, "*n d"], y: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
         """|y|_1 - |y - z|_1, or z . y."""
-        # channel by channel, so that where z is zero nothing is left of y
-        return (y.abs() - (y - z).abs()).sum(-1) if self.by == "proximity" else (z * y).sum(-1)
+        return y.abs().sum(-1) - (y - z).abs().sum(-1) if self.by == "proximity" else (z * y).sum(-1)
 
     def compared(
         self, heads: list[tuple[Tensor, Tensor]], y: Float[Tensor, "query d"], places: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """How alike to the output what each head writes from a key is: queries, keys, [pair, head]."""
-        if not heads:
-            return
-        queries, keys = np.nonzero(np.arange(self.length) <= places[:, None])
-        size = max(1, BYTES // (3 * y.element_size() * self.heads * y.shape[1]))
-        for start in range(0, len(queries), size):
-            query, key = (torch.as_tensor(each[start : start + size], device=y.device) for each in (queries, keys))
-            parts = sum(weight[query, key][:, :, None] * written[key] for weight, written in heads)
-            assert isinstance(parts, Tensor)
-            near = self.alike(parts, y[query][:, None])
-            yield query.cpu().numpy(), key.cpu().numpy(), near.cpu().numpy()
+    ) -> Iterator[tuple[int, slice, np.ndarray]]:
+        """How alike to the output what each head writes from a key is: number of the query, keys, [key, head]."""
+        size = max(1, BYTES // (2 * y.element_size() * self.heads * y.shape[1]))
+        for query, place in enumerate(places.tolist() if heads else []):
+            for start in range(0, place + 1, size):
+                keys = slice(start, min(start + size, place + 1))
+                parts: Any = sum(weight[query, keys, :, None] * written[keys] for weight, written in heads)
+                yield query, keys, self.alike(parts, y[query]).cpu().numpy()
 
     def kept(self, near: Float[np.ndarray, "query part"], scale: Float[np.ndarray, query]) -> np.ndarray:
         """Shares [query, part] that sum to one, small ones dropped, never the largest; part 2 is what ends here."""
@@ -335,6 +334,7 @@ class _Routes:
         best = np.where(some, near, -np.inf).argmax(1)  # the stream where there is nothing at all
         near = np.where(some & (near > 0), near, 0)
         empty = near.sum(1) == 0
+        self.outputs, self.alone = self.outputs + len(empty), self.alone + int(empty.sum())
         near[empty, best[empty]] = 1
         shares = near / near.sum(1, keepdims=True)
         keep = shares >= self.threshold
@@ -345,12 +345,21 @@ class _Routes:
     def graph(self, **more: Any) -> Graph:
         names, number = self.names(), np.cumsum(self.reached) - 1
         listed = len(self.weights)
-        left = "" if listed == self.count else f" The {listed:,} heaviest of {self.count:,} edges are listed."
+        notes = [
+            f"{self.values[: self.length].sum():.1%} comes from the tokens, "
+            f"{self.ended:.1%} from biases and what belongs to no part."
+        ]
+        if self.alone:
+            notes.append(
+                f"At {self.alone} of {self.outputs} outputs every part is farther than none would be, "
+                "and only the nearest is followed."
+            )
+        if listed < self.count:
+            notes.append(f"The {listed:,} heaviest of {self.count:,} edges are listed.")
         return Graph(
             tuple(names[each] for each in np.flatnonzero(self.reached)), self.values[self.reached], number[self.edges],
             self.weights, tuple("v" if each else "" for each in self.enters_v), total=self.total,
-            note=f"{self.values[: self.length].sum():.1%} comes from the tokens, {self.ended:.1%} from biases "
-            f"and what belongs to no part.{left}",
+            note=" ".join(notes),
             **more,
         )  # fmt: skip
 

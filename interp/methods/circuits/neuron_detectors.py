@@ -22,7 +22,7 @@ PAPER = Paper(
     "TMLR",
     "https://arxiv.org/abs/2305.01610",
 )
-COLUMNS = ("duplicate token", "induction", "subword merge", "first token")
+COLUMNS = ("duplicate token", "induction", "first token", "subword merge")
 PERMUTED = "permuted labels"
 TEXTS, REPEATS, LENGTH = 6, 3, 64
 """How many embedded texts and random repeats are read beside the prompt, and how many tokens of each."""
@@ -45,10 +45,10 @@ def neuron_detectors(
 
         AUROC_n = P(a_n(t+) > a_n(t-)) + P(a_n(t+) = a_n(t-)) / 2,    t+ with the property, t- without
         duplicate token:  x_t = x_j for a j < t            induction:  x_(t-1) x_t = x_(j-1) x_j for a 0 < j < t
-        subword merge:  t goes on with the word of t - 1        first token:  t = 0
+        first token:  t = 0        subword merge:  t goes on with the word of t - 1
 
-    a is the input of the MLP's last layer, over all tokens t of the prompt, some of the embedded texts and random
-    tokens said twice (which are no words). Listed are the neurons whose |AUROC - 1/2| is for any property the largest
+    a is the input of the MLP's last layer, over all tokens t of the prompt, some of the embedded texts and, but for
+    subword merge, random tokens said twice. Listed are the neurons whose |AUROC - 1/2| is for any property the largest
     in standard deviations of chance, sqrt((n + m + 1) / 12 n m) for n tokens with it and m without. The last row is
     what chance gives: 1/2 and the largest |AUROC - 1/2| of all neurons when labels are dealt out anew.
 
@@ -72,14 +72,27 @@ def neuron_detectors(
     ids = [each[:, :LENGTH] for each in ids]
     pieces = [words(model.tokens(each))[:LENGTH] for each in texts] + [[]] * REPEATS
     labels = torch.cat(list(map(properties, ids, pieces)), 1)
+    # random tokens are no words, and would be told from those that are
+    inside = torch.cat([torch.full((each.shape[1],), bool(own)) for each, own in zip(ids, pieces, strict=True)])
 
     generator = torch.Generator().manual_seed(seed)
-    dealt = labels[:, torch.randperm(labels.shape[1], generator=generator)]
-    found = torch.cat([auroc(each, torch.cat([labels, dealt])) for each in activations(model, ids)], 0).numpy()
-    real, chance = found[:, : len(COLUMNS)], found[:, len(COLUMNS) :]
+
+    def deal(labels: Tensor) -> Tensor:
+        """Labels of each property, and behind them the same ones permuted."""
+        permuted = labels[:, torch.randperm(labels.shape[1], generator=generator)]
+        return torch.stack([labels, permuted], 1).flatten(0, 1)
+
+    anywhere, merged = deal(labels[:-1]), deal(labels[-1:, inside])
+    found = torch.cat(
+        [
+            torch.cat([auroc(each, anywhere), auroc(each[inside], merged)], 1).unflatten(1, (len(COLUMNS), 2))
+            for each in activations(model, ids)
+        ]
+    ).numpy()
+    real, chance = found[..., 0], found[..., 1]
     # what few tokens have is told apart by chance more often: in standard deviations of labels that are dealt out
-    count = labels.sum(1).numpy()
-    away = np.abs(real - 0.5) * np.sqrt(12 * count * (labels.shape[1] - count) / (labels.shape[1] + 1))
+    count, whole = labels.sum(1).numpy(), np.array([*[len(inside)] * (len(COLUMNS) - 1), int(inside.sum())])
+    away = np.abs(real - 0.5) * np.sqrt(12 * count * (whole - count) / (whole + 1))
     best = np.argsort(-away.max(1), kind="stable")[:top]
     width = len(found) // model.layers
     null = np.abs(chance - 0.5).max(0)
@@ -115,7 +128,7 @@ def properties(ids: Int[Tensor, "1 t"], word: list[int]) -> Bool[Tensor, "proper
     pieces = torch.tensor(word or [-1] * ids.shape[1])
     merged = torch.zeros_like(again)
     merged[1:] = (pieces[1:] == pieces[:-1]) & (pieces[1:] >= 0)
-    return torch.stack([same.any(1), again, merged, torch.arange(ids.shape[1]) == 0])
+    return torch.stack([same.any(1), again, torch.arange(ids.shape[1]) == 0, merged])
 
 
 def auroc(values: Float[Tensor, "token neuron"], labels: Bool[Tensor, "label token"]) -> Float[Tensor, "neuron label"]:
@@ -123,10 +136,12 @@ def auroc(values: Float[Tensor, "token neuron"], labels: Bool[Tensor, "label tok
 
     (sum of the ranks of those with it - n (n + 1) / 2) / (n m), equal values of equal rank.
     """
-    own = values.T.contiguous()
-    ordered = own.sort(1).values
-    below, upto = (torch.searchsorted(ordered, own, right=right) for right in (False, True))
-    ranks = (below + upto + 1).double() / 2
+    ordered, order = values.T.contiguous().sort(1)
+    at, new = torch.arange(len(values)), torch.ones_like(ordered, dtype=torch.bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    below = torch.where(new, at, 0).cummax(1).values
+    upto = torch.where(new.roll(-1, 1), at + 1, len(values)).flip(1).cummin(1).values.flip(1)
+    ranks = torch.empty(ordered.shape, dtype=torch.double).scatter_(1, order, (below + upto + 1).double() / 2)
     signs = labels.double()
     count = signs.sum(1)
     pairs = count * (signs.shape[1] - count)
