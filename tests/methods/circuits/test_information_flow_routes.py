@@ -265,6 +265,22 @@ def test_interventions_are_followed() -> None:
         assert tokens + ended(graph) == pytest.approx(1, abs=1e-9) and ended(graph) > 0.01
 
 
+def test_where_all_parts_cancel_the_nearest_is_followed_and_it_is_said() -> None:
+    """A large stream that its MLP takes back, and no bias: the route must not end in a part that is nothing."""
+    model = tiny.language("llama")
+    layer = model.layers - 1
+    with model.record([Site("resid_mid", layer)]) as found:
+        model(PROMPT)
+    middle = found[Site("resid_mid", layer)]
+    with model.edit({Site("mlp_out", layer): lambda out: 1e-3 * out - 0.99 * middle}):
+        graph = information_flow_routes(model, PROMPT)
+    last = len(graph.tokens) - 1
+    assert graph.value(f"resid_mid.{layer}@{last}") == pytest.approx(1)
+    assert "only the nearest" in graph.note
+    tokens = sum(graph.value(name) for name in graph.nodes if name.startswith("resid_pre.0@"))
+    assert tokens == pytest.approx(1, abs=1e-5)
+
+
 def test_settings_that_can_not_be_get_a_sentence() -> None:
     model = tiny.language("gpt2")
     with pytest.raises(Unsuitable, match="positions"):
