@@ -14,7 +14,7 @@ from interp.methods import METHODS
 from interp.methods.circuits._pairs import answers, read_pair
 from interp.model import LanguageModel
 from interp.results import Graph, Table, TokenGrid
-from interp.samples import Prompt, PromptPair
+from interp.samples import PromptPair
 from interp.sites import Node
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import add, choose_lens
@@ -343,7 +343,7 @@ def _outcome(model: LanguageModel, experiment: Experiment) -> None:
         st.markdown(
             f"{title} **{clean:.3g}** logit on the clean prompt, **{corrupted:.3g}** on the corrupted one".strip()
         )
-    last = jobs.run(dataclasses.replace(experiment, sample=Prompt(sample.clean), lens=Call("next_tokens", top=4)))
+    last = jobs.run(dataclasses.replace(experiment, lens=Call("next_tokens", top=4)))
     assert isinstance(last, Table)
     words = ", ".join(
         f"{show.plain(visible(row))} {value[0]:.2g}" for row, value in zip(last.rows, last.values, strict=True)
@@ -373,11 +373,10 @@ def _node(model: LanguageModel, experiment: Experiment, result: Graph) -> None:
     st.markdown(f"##### {short(node)} · {show.plain(in_words(node) + _where(node, tokens))}")
     if name in result.nodes:
         st.markdown(f"**{result.value(name):.3g}** {result.units}")
-    clean = Prompt(experiment.sample.clean) if isinstance(experiment.sample, PromptPair) else experiment.sample
     if node.kind in WRITERS:
-        _promotes(experiment, clean, name)
+        _promotes(experiment, name)
     if node.kind == "z" and node.position is not None:
-        _looks(experiment, clean, node, tokens)
+        _looks(experiment, node, tokens)
     if node.kind == "mlp_out" and isinstance(experiment.sample, PromptPair):
         _neurons(experiment, node)
     if node.site is not None and node.kind in (*WRITERS, "q", "k", "v"):
@@ -398,9 +397,9 @@ def _label() -> None:
     reshow(groups=tuple((group, nodes) for group, nodes in groups.items() if nodes))
 
 
-def _promotes(experiment: Experiment, prompt: Any, name: str) -> None:
+def _promotes(experiment: Experiment, name: str) -> None:
     try:
-        table = jobs.run(dataclasses.replace(experiment, sample=prompt, lens=Call("node_output", node=name, top=5)))
+        table = jobs.run(dataclasses.replace(experiment, lens=Call("node_output", node=name, top=5)))
     except Unsuitable as problem:
         st.caption(show.plain(str(problem)))
         return
@@ -414,10 +413,10 @@ def _promotes(experiment: Experiment, prompt: Any, name: str) -> None:
         st.markdown(f"{title}: {' · '.join(words)}")
 
 
-def _looks(experiment: Experiment, prompt: Any, node: Node, tokens: list[str]) -> None:
+def _looks(experiment: Experiment, node: Node, tokens: list[str]) -> None:
     try:
         lens = Call("attention_pattern", layer=node.layer)
-        grid = jobs.run(dataclasses.replace(experiment, sample=prompt, lens=lens))
+        grid = jobs.run(dataclasses.replace(experiment, lens=lens))
     except Unsuitable as problem:
         st.caption(show.plain(str(problem)))
         return

@@ -62,8 +62,8 @@ def verified_patching(
         I_S = m(base | n <- n(donor) for n in S) - m(base),    S: each of the other parts with probability q
         d_n = mean(I_S | n in S) - mean(I_S | n not in S),     x = max_n |d_n| + t_c se(d_n)
 
-    Were effects to add up, d_n would estimate I(n) without bias; t_c is Student's two-sided quantile at confidence c with
-    Welch's degrees of freedom. The part with the largest effect stays below its own bound with confidence c, and so
+    Were effects to add up, d_n would estimate I(n) without bias; t_c is Student's two-sided quantile at confidence c
+    with Welch's degrees of freedom. The part with the largest effect stays below its own bound with confidence c, and so
     below x. The procedure is ours, after the paper's diagnostics.
 
     Args:
