@@ -472,7 +472,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   }
   function fit(whole) {
     if (!scroll.clientWidth) return;
-    const least = whole ? 0.12 : scroll.clientWidth < 600 ? 1 : 0.8;
+    const least = whole ? 0.12 : scroll.clientWidth < 600 ? 1 : 0.62;
     const most = enlarged() ? 2.4 : 1.6;
     own.fitted = true;
     // the foot is deeper where the tokens have to be turned: once more with what it took
@@ -964,9 +964,13 @@ export default function ({ data, parentElement, setTriggerValue }) {
   };
   own.mark = mark;
   const place = [own.left, own.top];
-  if (own.k && own.placed) annotate();
+  // a view that was never touched is fitted anew where the layout has become another
+  const layout = `${plan.width} ${plan.height}`;
+  const keep = own.k && own.placed && (!own.fitted || own.layout === layout);
+  own.layout = layout;
+  if (keep) annotate();
   else fit(false);
-  if (own.placed) [scroll.scrollLeft, scroll.scrollTop] = place;
+  if (keep) [scroll.scrollLeft, scroll.scrollTop] = place;
   own.placed = Boolean(own.k);
   own.wide = `${scroll.clientWidth}`;
   mark(selected);

@@ -63,8 +63,8 @@ def verified_patching(
         d_n = mean(I_S | n in S) - mean(I_S | n not in S),     x = max_n |d_n| + t_c se(d_n)
 
     Were effects to add up, d_n would estimate I(n) without bias; t_c is Student's two-sided quantile at confidence c
-    with Welch's degrees of freedom. The part with the largest effect stays below its own bound with confidence c, and so
-    below x. The procedure is ours, after the paper's diagnostics.
+    with Welch's degrees of freedom. The part with the largest effect stays below its own bound with confidence c, and
+    so below x. The procedure is ours, after the paper's diagnostics.
 
     Args:
         nodes: Which parts.
