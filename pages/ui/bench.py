@@ -48,7 +48,7 @@ class Chip:
 class View:
     """How a circuit is shown: the share kept, the chosen node, pinned ones, groups, the weighting it is compared with.
 
-    groups: (name, nodes) of each. side: "" as it is now, "before" the changes, or "difference".
+    groups: (name, nodes) of each. side: "" as it is now, "before" the changes, their "difference", or of the "prompts".
     """
 
     keep: float = 0.8
@@ -292,7 +292,7 @@ def _view() -> View:
         _number(st.query_params.get("keep"), View.keep), "".join(nodes(st.query_params.get("node", ""))[:1]),
         nodes(",".join(get("pin"))), tuple(each for each in groups if each[1]),
         lens.key if lens and lens.family == "circuits" else "",
-        st.query_params.get("side", "") if st.query_params.get("side") in ("before", "difference") else "",
+        st.query_params.get("side", "") if st.query_params.get("side") in ("before", "difference", "prompts") else "",
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from interp.methods import METHODS
 from interp.methods.circuits._pairs import answers, read_pair
 from interp.model import LanguageModel
 from interp.results import Graph, Table, TokenGrid
-from interp.samples import PromptPair
+from interp.samples import Prompt, PromptPair
 from interp.sites import Node
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import add, choose_lens
@@ -144,19 +144,34 @@ def _weighting(model: LanguageModel) -> None:
         st.selectbox("Agree with", others, key="beside", format_func=WEIGHTINGS.get, width=190,
                      placeholder="nothing",
                      on_change=lambda: reshow(beside=st.session_state["beside"] or ""))  # fmt: skip
+        sides = {"": "As it is"}
         if bench().experiment.interventions:
             sides = {"": "After the changes", "before": "Before", "difference": "Difference"}
-            st.session_state["side"] = view.side
-            st.segmented_control("Graph", list(sides), key="side", format_func=sides.get, required=True,
-                                 on_change=lambda: reshow(side=st.session_state["side"]))  # fmt: skip
+        if _two(bench().experiment):
+            sides["prompts"] = "Clean minus corrupted"
+        if len(sides) > 1:
+            st.session_state["side"] = view.side if view.side in sides else ""
+            st.segmented_control(
+                "Graph", list(sides), key="side", format_func=sides.get, required=True,
+                on_change=lambda: reshow(side=st.session_state["side"]),
+            )  # fmt: skip
+
+
+def _two(experiment: Experiment) -> bool:
+    """Whether the lens looks at one prompt, so that it can look at each of a pair."""
+    return isinstance(experiment.sample, PromptPair) and Prompt in METHODS[experiment.lens.method].samples
 
 
 def _result(experiment: Experiment) -> Any:
     """The result as the page shows it: of the changed model, the unchanged one, or the difference of the two."""
-    side = bench().view.side if experiment.interventions else ""
-    wanted = [experiment.before()] if side == "before" else [experiment]
-    if side == "difference":
+    side = bench().view.side
+    if side == "prompts" and _two(experiment) and isinstance(experiment.sample, PromptPair):
+        pair = experiment.sample
+        wanted = [dataclasses.replace(experiment, sample=Prompt(text)) for text in (pair.corrupted, pair.clean)]
+    elif experiment.interventions and side == "difference":
         wanted = [experiment.before(), experiment]
+    else:
+        wanted = [experiment.before()] if side == "before" else [experiment]
     found = [_run(each) for each in wanted]
     if any(each is None for each in found):
         return None
@@ -265,6 +280,12 @@ def _drawn(model: LanguageModel, experiment: Experiment, result: Graph) -> None:
             "JSON of what is shown", shown.to_json, f"circuit-{method.key}.json", "application/json",
             on_click="ignore", icon=":material/download:", type="tertiary",
         )  # fmt: skip
+        if isinstance(experiment.sample, PromptPair) and method.key != "verified_patching":
+            st.button(
+                "Verify the top 20 exactly", icon=":material/verified:", type="tertiary",
+                on_click=choose_lens, args=("verified_patching",),
+                help="Patches the strongest parts one by one, and bounds what the others can do.",
+            )  # fmt: skip
         if alike := circuit.grouped(result, kept.nodes):
             st.button(
                 "Group heads that act alike", icon=":material/workspaces:", type="tertiary",
