@@ -32,7 +32,7 @@ PAPER = Paper(
     "https://arxiv.org/abs/2403.00745",
 )
 MEMBERS = 8
-"""How many of the subsets each part is expected to be in: enough for a t-test, and few parts patched together."""
+"""How many of the subsets each part is in: enough for a t-test, and few parts patched together."""
 
 
 def passes(
@@ -59,7 +59,7 @@ def verified_patching(
 ) -> Graph:
     """Patch the parts that an estimate ranks first, exactly, and bound what the others can do.
 
-        I_S = m(base | n <- n(donor) for n in S) - m(base),    S: each of the other parts with probability q
+        I_S = m(base | n <- n(donor) for n in S) - m(base),    each of the other parts in 8 random subsets S
         d_n = mean(I_S | n in S) - mean(I_S | n not in S),     x = max_n |d_n| + t_c se(d_n)
 
     Were effects to add up, d_n would estimate I(n) without bias; t_c is Student's two-sided quantile at confidence c
@@ -72,7 +72,7 @@ def verified_patching(
         direction: Noising patches the clean run, denoising the corrupted one.
         rank_by: The estimate that says which parts come first.
         verify: How many parts to patch exactly.
-        samples: How many random subsets of the others to patch; 0 for no bound.
+        samples: How many random subsets of the others to patch; with fewer than 4 there is no bound.
         confidence: With which no other part moves the metric by more than the bound.
         seed: Number that fixes the subsets.
 
@@ -100,10 +100,8 @@ def verified_patching(
     patcher = Patcher(model, pair, sites)
     values = patcher.effects([(found[each],) for each in first], "verifying the first").numpy()
     bound, note = float("nan"), note_of(pair, patcher.base, patcher.other)
-    if samples and len(rest):
-        q = min(0.5, MEMBERS / samples)
-        generator = torch.Generator().manual_seed(seed)
-        chosen = (torch.rand(samples, len(rest), generator=generator) < q).numpy()
+    if samples >= 4 and len(rest):
+        chosen = subsets(samples, len(rest), seed)
         rows = [[found[rest[each]] for each in np.flatnonzero(row)] for row in chosen]
         bound = bound_of(chosen, patcher.effects(rows, "patching random subsets").numpy(), confidence)
         note = (
@@ -116,6 +114,12 @@ def verified_patching(
         total=float(np.abs(values).sum()), beside=estimate.values[first], beside_name=rank_by, bound=bound,
         confidence=confidence, note=note,
     )  # fmt: skip
+
+
+def subsets(samples: int, parts: int, seed: int) -> np.ndarray:
+    """Random subsets, bool [subset, part], every part in as many: one that is in hardly any would have no bound."""
+    order = torch.rand(samples, parts, generator=torch.Generator().manual_seed(seed)).argsort(0).argsort(0)
+    return (order < min(MEMBERS, samples // 2)).numpy()
 
 
 def bound_of(chosen: np.ndarray, effects: np.ndarray, confidence: float) -> float:
