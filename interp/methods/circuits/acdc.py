@@ -76,11 +76,12 @@ def acdc(
     for reader in progress.track(patcher.readers(), "cutting edges"):
         if patcher.number(reader) not in heard:
             continue  # nothing reads this part any more, so all that it reads is cut and changes nothing
-        left, guess = patcher.sources(reader), True
+        left, guess, bold = patcher.sources(reader), True, 1
         gone: Sources = frozenset()
         while left:
-            count = max(1, TOKENS // (pair.length * (len(set(cut.values())) + patcher.group + 1)))
-            tried = left[:count]
+            most = max(1, TOKENS // (pair.length * (len(set(cut.values())) + patcher.group + 1)))
+            tried = left[: min(bold, most)]
+            bold *= 2  # twice as many after each guess that was right
             # guessed that all of them are cut, or that none is
             worlds = [gone | frozenset(tried[: n + 1] if guess else tried[n : n + 1]) for n in range(len(tried))]
             found = distance(patcher.run(cut, reader, worlds)).tolist()
@@ -92,7 +93,7 @@ def acdc(
                     edges.append((source, patcher.number(reader), reader.port, value - now))
                     heard.add(source)
                 if falls != guess:
-                    guess = falls
+                    guess, bold = falls, 1
                     break
         if gone:
             cut[reader] = gone
