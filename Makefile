@@ -23,7 +23,7 @@ run: $(APP)  ## serve the app (STREAMLIT_SERVER_PORT chooses the port, 8501 by d
 	$(PY) -m streamlit run app.py
 
 test: $(DEV) chromium lint types  ## lint, types, and every test but the long ones
-	$(OFFLINE) $(PY) -m pytest -q
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal
 
 slow: $(DEV) chromium  ## the long tests
 	$(OFFLINE) $(PY) -m pytest -q -m slow

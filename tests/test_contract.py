@@ -306,9 +306,9 @@ def _equal(left: Any, right: Any) -> bool:
 # ------------------------------------------------------------------------------------------- 7: progress and estimates
 
 
-PARTIAL = ("ablation_cam", "tuned_lens")
+PARTIAL = ("ablation_cam", "tuned_lens", "acdc")
 """The first runs only what lies above the layer for each example, which the estimate counts in parts and the meter
-whole; the second keeps what it has fitted."""
+whole; the second keeps what it has fitted; the third takes as many tries as what it cuts asks for."""
 
 
 @pytest.mark.parametrize(("key", "family"), [pair for pair in PLAIN if pair.values[1] in ("resnet", "vit", "gpt2")])

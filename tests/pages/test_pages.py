@@ -14,6 +14,8 @@ from interp import Unsuitable
 from interp.methods import METHODS
 from interp.model import LanguageModel, VisionModel
 from interp.samples import Image, Prompt, gallery
+from pages.ui.bench import View
+from pages.ui.circuits import WEIGHTINGS
 from pages.ui.controls import heads, numbers
 from pages.ui.prompts import _columns, ready, visible
 
@@ -31,7 +33,7 @@ def opened(page: str, **query: Any) -> AppTest:
     return app.run()
 
 
-@pytest.mark.parametrize("page", ["home", "heatmaps", "pixels", "prompts", "methods", "models", "history"])
+@pytest.mark.parametrize("page", ["home", "heatmaps", "pixels", "prompts", "circuits", "methods", "models", "history"])
 def test_it_opens_without_an_error(page: str) -> None:
     app = opened(page)
     assert not app.exception and not app.warning
@@ -63,15 +65,37 @@ def test_every_intervention_can_be_added_by_its_button(key: str) -> None:
     assert app.session_state["bench"].chips == () and not app.exception
 
 
-@pytest.mark.parametrize("key", sorted(key for key, m in METHODS.items() if m.model_type is LanguageModel))
+@pytest.mark.parametrize(
+    "key",
+    sorted(key for key, m in METHODS.items() if m.model_type is LanguageModel and m.family == "reading"),
+)
 def test_every_way_of_reading_is_shown_before_and_after_a_change(key: str) -> None:
-    if METHODS[key].kind != "lens":
-        return
     change = 'ablate_heads{"heads":[[1,2]]}'
     app = opened("prompts", v="1", model="induction", prompt="The cat sat. The c", lens=key, do=change)
     assert not app.exception and not app.warning
     assert app.session_state["bench"].lens.method == key
     assert app.session_state["bench"].experiment.interventions
+
+
+@pytest.mark.parametrize("side", ["", "before", "difference"])
+@pytest.mark.parametrize("key", [key for key in WEIGHTINGS if key not in ("acdc", "verified_patching")])
+def test_every_weighting_of_a_circuit_is_shown_before_and_after_a_change(key: str, side: str) -> None:
+    pair = '["The cat, the cow: c", "The cat, the sow: c", "o", "a"]'
+    change = 'patch_from{"sites":[{"site":"z.1.2"}],"positions":[19]}'
+    view = {"side": side, "node": "z.1.2@19", "pin": "z.0.1@14", "group": "copiers:z.1.2@19,z.0.1@14"}
+    app = opened("circuits", v="1", model="induction", pair=pair, lens=key, do=change, **view)
+    assert not app.exception and not app.warning
+    bench = app.session_state["bench"]
+    assert bench.lens.method == key and bench.experiment.interventions
+    assert bench.view == View(0.8, "z.1.2@19", ("z.0.1@14",), (("copiers", ("z.1.2@19", "z.0.1@14")),), "", side)
+
+
+def test_a_broken_view_in_a_link_is_left_out() -> None:
+    pair = '["The cat, the cow: c", "The cat, the sow: c", "o", "a"]'
+    view = {"node": "<script>", "pin": "z.1,,;drop", "group": "a:b", "keep": "x", "side": "up", "beside": "grad_cam"}
+    app = opened("circuits", v="1", model="induction", pair=pair, lens="attribution_patching", **view)
+    assert not app.exception and app.session_state["bench"].view.keep == View.keep
+    assert app.session_state["bench"].view.node == "" and not app.session_state["bench"].view.beside
 
 
 def test_two_prompts_and_a_place_travel_in_the_link() -> None:

@@ -211,13 +211,12 @@ def graph(
         flat = torch.cat([each.reshape(-1) for each in neurons.values()])
         second = torch.cat([beside[site].reshape(-1) for site in neurons]) if beside is not None else flat
         strongest = flat.abs().argsort(descending=True, stable=True)[:top]
-        places = [
-            Node(site, at if by_position else None, neuron)
-            for site, each in neurons.items()
-            for at in range(len(each) if by_position else 1)
-            for neuron in range(each.shape[-1])
-        ]
-        nodes += [places[index] for index in strongest.tolist()]
+        sizes = [each.numel() for each in neurons.values()]
+        starts = dict(zip(neurons, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+        for index in strongest.tolist():
+            site = next(each for each in reversed(starts) if starts[each] <= index)
+            at, neuron = divmod(index - starts[site], neurons[site].shape[-1])
+            nodes.append(Node(site, at if by_position else None, neuron))
         numbers.append(flat[strongest])
         others.append(second[strongest])
     return Graph(

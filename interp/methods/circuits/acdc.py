@@ -1,4 +1,4 @@
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,15 @@ TOKENS = 4096
 """How many tokens run together at most, all streams counted; it changes no result beyond rounding."""
 
 
-@lens("ACDC", PAPER, needs=no_pairs)
+def passes(model: LanguageModel, **_: Any) -> tuple[float, float]:
+    """About four tries for each edge; how many it takes depends on what is cut."""
+    heads, shared = model.parts.heads, model.parts.kv_heads
+    earlier = [1 + layer * (heads + 1) for layer in range(model.layers)]
+    edges = sum((heads + 2 * shared + 1) * each + heads for each in earlier) + 1 + model.layers * (heads + 1)
+    return 4 * edges, 0
+
+
+@lens("ACDC", PAPER, needs=no_pairs, cost=passes)
 def acdc(
     model: LanguageModel,
     sample: PromptPair,
