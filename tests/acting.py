@@ -51,8 +51,12 @@ IDENTITY: dict[str, dict[str, Any]] = {
 }
 """Settings under which an intervention enters nothing."""
 
-LOOKS: dict[str, dict[str, Any]] = {"attention_pattern": {"layer": 2}}
-"""Settings under which a lens sees what every intervention does."""
+LOOKS: dict[str, dict[str, Any]] = {
+    "attention_pattern": {"layer": 2},
+    "acdc": {"threshold": 0.5},
+    "verified_patching": {"verify": 3, "samples": 12},
+}
+"""Settings under which a lens sees what every intervention does, in little time."""
 
 INTERVENTIONS = [key for key, method in METHODS.items() if method.kind == "intervention"]
 LENSES = [key for key, method in METHODS.items() if method.kind == "lens"]

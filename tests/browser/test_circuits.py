@@ -46,13 +46,14 @@ def test_the_page_opens_on_a_finished_circuit_and_a_click_asks_for_a_part(visit:
 def test_a_part_is_patched_and_metric_tokens_and_graph_follow(visit: Any) -> None:
     page = visit("/circuits")
     page.get_by_role("button", name="Patch from the other prompt").click()
-    expect(page.get_by_text("after")).to_be_visible()
+    expect(page.get_by_text(re.compile("^after .*clean prompt"))).to_be_visible()
     expect(page.get_by_text("Next:")).to_contain_text("John")
+    idle(page)
     before = ids(page)
     page.get_by_text("Difference", exact=True).click()
-    expect(page.locator(".root[data-nodes]").first).to_be_visible()
-    idle(page)
-    assert "side=difference" in page.url and ids(page) != before
+    page.wait_for_url(re.compile("side=difference"))
+    idle(page, quiet=0.6)
+    assert ids(page) != before
     other = visit(page.url)
     assert ids(other) == ids(page), "the link holds all of it"
 
