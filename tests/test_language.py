@@ -16,6 +16,7 @@ from interp.samples import Prompt
 from interp.sites import Site
 from interp.zoo import LANGUAGE
 from tests import tiny
+from tests.acting import fitting
 from tests.test_hooks import IDS, near
 
 
@@ -163,7 +164,7 @@ def test_a_tokenizer_without_bos_or_padding_serves() -> None:
     assert model.tokens("abc") == ["a", "b", "c"] and "".join(model.generate("abc", 5))
     for key, method in METHODS.items():
         if method.kind == "lens" and method.model_type is LanguageModel:
-            assert method(model, Prompt("The cat")).method == key
+            assert method(model, fitting(method, Prompt("The cat"))).method == key
 
 
 def test_targets_are_found_with_the_space_that_is_forgotten() -> None:
