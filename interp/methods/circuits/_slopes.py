@@ -210,7 +210,7 @@ def graph(
     if neurons:
         flat = torch.cat([each.reshape(-1) for each in neurons.values()])
         second = torch.cat([beside[site].reshape(-1) for site in neurons]) if beside is not None else flat
-        strongest = flat.abs().argsort(descending=True, stable=True)[:top]
+        strongest = flat.abs().topk(min(top, len(flat))).indices
         sizes = [each.numel() for each in neurons.values()]
         starts = dict(zip(neurons, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
         for index in strongest.tolist():
