@@ -66,6 +66,16 @@ class Sites:
 
 
 @dataclass(frozen=True)
+class SAEName:
+    """Marks the name of an SAE or transcoder, as `interp.sae.load` takes it; none stands for the model's own."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Marks a tuple of feature numbers of an SAE, from 0."""
+
+
+@dataclass(frozen=True)
 class Paper:
     """Where a method was published."""
 
@@ -100,11 +110,14 @@ class Control:
 
     @property
     def kind(self) -> str:
-        """toggle, choice, slider, number, site, sites, target, region, channels, heads, positions, text or sample."""
+        """toggle, choice, slider, number, site, sites, target, region, channels, heads, positions, features, sae, text
+        or sample."""
         base, marks = _unwrap(self.hint)
         for mark in marks:
-            if isinstance(mark, Channels | Region | Heads | Positions | Sites):
+            if isinstance(mark, Channels | Region | Heads | Positions | Sites | Features):
                 return type(mark).__name__.lower()
+            if isinstance(mark, SAEName):
+                return "sae"
         if get_origin(base) is Literal:
             return "choice"
         if base is bool:
@@ -311,7 +324,7 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
             left, top, right, bottom = out
             if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
                 return _refuse(what, "left, top, right, bottom as fractions from 0 to 1", out)
-        if any(isinstance(mark, Channels | Positions) for mark in marks):
+        if any(isinstance(mark, Channels | Positions | Features) for mark in marks):
             if any(each < 0 for each in out):
                 raise Unsuitable(f"{what} are numbers from 0.")
             out = tuple(sorted(set(out)))
@@ -322,8 +335,14 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
         return value if isinstance(value, bool) else _refuse(what, "true or false", value)
     if base is str:
         # lone surrogates, which JSON can carry, have no place in a hash, a file or a tokenizer
-        good = isinstance(value, str) and value == value.encode(errors="replace").decode()
-        return value if good else _refuse(what, "a text", value)
+        if not isinstance(value, str) or value != value.encode(errors="replace").decode():
+            return _refuse(what, "a text", value)
+        if value and any(isinstance(mark, SAEName) for mark in marks):
+            from interp.sae import NAME  # imports this module's users
+
+            # never a path: whoever sends a link has no say over the folders of this machine
+            return value if NAME.fullmatch(value) and ".." not in value else _refuse(what, "the name of an SAE", value)
+        return value
     if base in (int, float):
         whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
         if isinstance(value, bool) or not isinstance(value, Real) or (base is int and not whole):

@@ -245,12 +245,69 @@ class Graph(Result):
 
 @dataclass(frozen=True, eq=False)
 class FeatureList(Result):
-    """Features by number, each with an activation."""
+    """Features of one or several SAEs, best first.
+
+    features: [n], numbers; values: [n], what they are ranked by, in `units`; saes: the SAE of each; labels: the tokens
+    (classes) that each promotes most. tokens: of the prompt, where one was looked at; grid: [n, token], or
+    [n, height, width] on an image, the activations there. density: [n], the share of tokens on which each fires, and
+    maximum: [n], of the index (NaN without one). examples: of each, the tokens of one context; marks: [n], which of
+    them fired. reasons: in words, why each was found.
+    """
 
     features: np.ndarray
     values: np.ndarray
     labels: tuple[str, ...] = ()
     units: str = ""
+    saes: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    grid: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    density: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    maximum: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    examples: tuple[tuple[str, ...], ...] = ()
+    marks: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class FeaturePage(Result):
+    """All that an index knows of one feature, and what it does on the sample.
+
+    density: the share of `counted` tokens on which it fires; maximum, mean: of its activations that are not zero.
+    edges: [bin + 1], counts: [bin], their histogram. contexts: the tokens of each context, best first within each of
+    `groups` (the name of the group of each context); activations: [context, width], NaN behind its end; marks:
+    [context], the token that fired. images: a small picture for each context, where the index is of images, and
+    grids: [context, height, width], the activations on it.
+    promoted, suppressed: tokens or classes, with gains: [n] and losses: [n] of their logits for one unit of activation.
+    neighbours: [n], the features with the most similar decoder rows, and cosines: [n]; together: [n], those that fire
+    on the same tokens most often, and overlaps: [n] (Jaccard).
+    tokens, here: the sample's tokens and the activations on them, [token] or [height, width].
+    """
+
+    feature: int
+    sae: str
+    density: float
+    counted: int
+    maximum: float
+    mean: float
+    edges: np.ndarray
+    counts: np.ndarray
+    contexts: tuple[tuple[str, ...], ...]
+    groups: tuple[str, ...]
+    activations: np.ndarray
+    marks: np.ndarray
+    promoted: tuple[str, ...]
+    gains: np.ndarray
+    suppressed: tuple[str, ...]
+    losses: np.ndarray
+    neighbours: np.ndarray
+    cosines: np.ndarray
+    together: np.ndarray
+    overlaps: np.ndarray
+    tokens: tuple[str, ...]
+    here: np.ndarray
+    images: tuple[str, ...] = ()
+    """PNG or JPEG, base64"""
+    grids: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
 
 
 @dataclass(frozen=True, eq=False)
