@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,8 +30,8 @@ from kernels.sae import encode_columns, sparse_decode
 SHELF = Path(__file__).parent.parent / "assets" / "saes"
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 LARGEST = int(os.environ.get("ACTISCOPE_SAE_BYTES", str(2 * 2**30)))
-"""Weights larger than this are refused before they are read or downloaded."""
-KEEP = 4
+"""Weights larger than this are refused before they are read or downloaded, and so much is kept loaded."""
+LARGEST_CONFIG = 2**20
 
 ARCHITECTURES = (
     "standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit", "transcoder", "skip_transcoder",
@@ -37,6 +39,13 @@ ARCHITECTURES = (
 )  # fmt: skip
 NAME = re.compile(r"[a-z0-9_-]{1,40}/[a-z0-9_.-]{1,60}|local:[0-9a-f]{16}|(hub|release):[A-Za-z0-9_./@-]{1,200}")
 """How an experiment may name an SAE: of the shelf, of the store, of the hub. Never a path of this machine."""
+NORMS = ("none", "layer_norm", "constant_norm_rescale", "expected_average_only_in", "covariance_whitening")
+_UNREAD = {
+    "temporal": "looks at a whole text at once",
+    **dict.fromkeys(
+        ("batchtopk", "matryoshka_batchtopk"), "was saved for training (save_inference_model saves it for use)"
+    ),
+}
 _NAMES = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
 _ALIKE = {"gpt2small": "gpt2", "pythia70mdeduped": "pythia70m"}
 
@@ -54,7 +63,8 @@ class SAE:
         x_hat      = unnorm(f W_dec + b_dec) (+ W_skip x)
 
     norm is none, layer_norm ((x - mean) / (std + 1e-5), std unbiased) or constant_norm_rescale (x sqrt(d) / |x|).
-    Where the configuration says expected_average_only_in, the scale is taken to be folded into the weights.
+    Where the configuration says expected_average_only_in or covariance_whitening, both are taken to be folded into the
+    weights.
     """
 
     name: str
@@ -112,6 +122,10 @@ class SAE:
         found = self.metadata.get("neuronpedia_id")
         return f"https://www.neuronpedia.org/{found}" if found else None
 
+    @cached_property
+    def bytes(self) -> int:
+        return sum(each.numel() * each.element_size() for each in self.weights.values())
+
     def to(self, device: torch.device | str) -> SAE:
         """The same on another device."""
         return dataclasses.replace(self, weights={key: each.to(device) for key, each in self.weights.items()})
@@ -141,7 +155,10 @@ class SAE:
     def decode(
         self, f: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_out"]:
-        """The reconstruction of what has these activations; x is what was encoded, for its norm and the skip."""
+        """The reconstruction of what has these activations; x is what was encoded, for its norm and the skip.
+
+        Differentiable in x, and in those activations that are not zero.
+        """
         flat = f.reshape(-1, f.shape[-1])
         rows, features = flat.nonzero(as_tuple=True)
         summed = sparse_decode(rows, features, flat[rows, features], self._decoder, len(flat))
@@ -157,19 +174,30 @@ class SAE:
         rows = self._decoder[features].expand(*x.shape[:-1], -1, -1)
         return self._scaled(rows, x.unsqueeze(-2), shift=False)
 
+    def shift(
+        self, x: Float[Tensor, "*batch d_in"], features: Int[Tensor, chosen], by: Float[Tensor, "*batch chosen"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """sum_i by_i d x_hat / d f_i: how far the reconstruction moves where features move by that much."""
+        return self._scaled(by @ self._decoder[features], x, shift=False)
+
     @cached_property
     def _zero(self) -> Tensor:
-        return torch.zeros(self.d_sae, device=self.W_dec.device)
+        return self.W_dec.new_zeros(self.d_sae)
+
+    @property
+    def _rescaled(self) -> bool:
+        """Whether activations are counted in lengths of decoder rows, which SAELens does for topk alone."""
+        return self.architecture in ("topk", "abstopk") and bool(self.config.get("rescale_acts_by_decoder_norm"))
 
     @cached_property
     def _decoder(self) -> Tensor:
-        if self.config.get("rescale_acts_by_decoder_norm"):
+        if self._rescaled:
             return self.W_dec / self.W_dec.norm(dim=-1, keepdim=True)
         return self.W_dec
 
     def _inside(self, x: Tensor) -> Tensor:
         """x' : normalised, and without the decoder's bias where it is taken off."""
-        x = x.float()
+        x = x.to(self.W_dec.dtype)
         kind = self.config["normalize_activations"]
         if kind == "layer_norm":
             x = x - x.mean(-1, keepdim=True)
@@ -180,7 +208,7 @@ class SAE:
 
     def _scaled(self, out: Tensor, x: Tensor, shift: bool) -> Tensor:
         """The norm undone, which transcoders never do: their output is of another site."""
-        kind, x = self.config["normalize_activations"], x.float()
+        kind, x = self.config["normalize_activations"], x.to(self.W_dec.dtype)
         if self.is_transcoder or kind not in ("layer_norm", "constant_norm_rescale"):
             return out
         if kind == "constant_norm_rescale":
@@ -189,7 +217,7 @@ class SAE:
         return out + x.mean(-1, keepdim=True) if shift else out
 
     def _skipped(self, out: Tensor, x: Tensor) -> Tensor:
-        return out + x.float() @ self.weights["W_skip"].T if "W_skip" in self.weights else out
+        return out + x.to(self.W_dec.dtype) @ self.weights["W_skip"].T if "W_skip" in self.weights else out
 
     def _activate(self, products: Tensor, inside: Tensor, features: Any) -> Tensor:
         """Activations from x' W_enc, of all features or of the columns `features`."""
@@ -201,7 +229,7 @@ class SAE:
         if kind.startswith("jumprelu"):
             return before.relu() * (before > weights["threshold"][features])
         if kind in ("topk", "abstopk"):
-            if self.config.get("rescale_acts_by_decoder_norm"):
+            if self._rescaled:
                 before = before * self.W_dec.norm(dim=-1)
             k = min(int(self.config["k"]), self.d_sae)
             chosen = (before.abs() if kind == "abstopk" else before).topk(k, dim=-1, sorted=False).indices
@@ -215,8 +243,8 @@ class SAE:
         left = inside.reshape(-1, inside.shape[-1])
         f = left.new_zeros(len(left), self.d_sae)
         support, done = torch.zeros_like(f, dtype=torch.bool), left.new_zeros(len(left), dtype=torch.bool)
-        small = float(self.config.get("residual_threshold", 1e-2))
-        for _ in range(int(self.config.get("max_iterations") or self.d_in)):
+        small = self.config["residual_threshold"]
+        for _ in range(self.config.get("max_iterations") or self.d_in):
             best = (left @ self.W_dec.T).relu().argmax(1)
             rows = self.W_dec[best]
             step = (left * rows).sum(1).relu() * ~done
@@ -241,13 +269,13 @@ class SAE:
         made_for, name = self.metadata.get("model_digest"), self.metadata.get("model_name")
         if made_for and made_for != model.digest:
             raise Unsuitable(
-                f"{self.name} was made for other weights ({name or made_for[:8]}), not for those of {model.name}; "
+                f"{self.name} was made for other weights ({str(name or made_for)[:60]}) than {model.name}'s; "
                 "choose one that was made for this model, or load that model."
             )
         names = (model.name, str(getattr(model.config, "_name_or_path", "")))
         if not made_for and name and not any(_plain(str(name)) == _plain(each) for each in names):
             raise Unsuitable(
-                f"{self.name} was made for {name}, not for {model.name}; if they are the same model, "
+                f"{self.name} was made for {str(name)[:60]}, not for {model.name}; if they are the same model, "
                 "say so where you add it."
             )
         for site, width, what in ((self.site, self.d_in, "reads"), (self.target, self.d_out, "writes")):
@@ -257,11 +285,12 @@ class SAE:
 
     def _width(self, model: Model, site: Site) -> int:
         def look() -> int:
-            with torch.no_grad(), hooks.alone(), model.record([site]) as found:
+            with torch.no_grad(), model.record([site]) as found:
                 model(model._random_input())
-            return int(self.rows(found[site], model).shape[-1])
+            return int(self.rows(found[site], model, site).shape[-1])
 
-        return model.cached(("width of", site), look)
+        with hooks.alone():
+            return model.cached(("width of", site), look)
 
     def rows(self, activation: Tensor, model: Model, site: Site | None = None) -> Float[Tensor, "batch position d"]:
         """An activation of its site (or of `site`) as rows: heads side by side, maps as positions row by row."""
@@ -284,7 +313,7 @@ def _site(metadata: Mapping[str, Any], key: str, hook: str) -> Site:
     own = metadata.get("actiscope") or {}
     text = own.get(key) if isinstance(own, dict) else None
     text = text or metadata.get(hook)
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str) or not 0 < len(text) <= 200:
         raise Unsuitable(f"The SAE's cfg.json does not say where it belongs ({hook}); add that to its metadata.")
     if match := re.fullmatch(r"blocks\.([0-9]{1,4})\.hook_(in|out)", text):  # TransformerLens 3's bridge
         return Site("resid_post" if match[2] == "out" else "resid_pre", int(match[1]))
@@ -294,6 +323,10 @@ def _site(metadata: Mapping[str, Any], key: str, hook: str) -> Site:
         if text.startswith("blocks."):
             raise Unsuitable(f"The SAE belongs to {text}, which Actiscope has no site for.") from None
         return Site("module", path=text)  # SAELens names modules of Hugging Face models by their path
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def _plain(name: str) -> str:
@@ -316,12 +349,22 @@ def load(name: str, device: torch.device | str = "cpu") -> SAE:
     """
     if not NAME.fullmatch(name) or ".." in name:
         raise Unsuitable(f"{name[:80]!r} names no SAE; add a folder first, on the Features page or by interp.sae.keep.")
-    return _loaded(name, str(_folder(name)), str(device))
+    folder = _folder(name)
+    key = name, str(folder), str(device)
+    with _lock:
+        if key in _loaded:
+            _loaded.move_to_end(key)
+            return _loaded[key]
+    found = read(folder, name).to(device)
+    with _lock:
+        found = _loaded.setdefault(key, found)
+        while len(_loaded) > 1 and sum(each.bytes for each in _loaded.values()) > LARGEST:
+            _loaded.popitem(last=False)
+    return found
 
 
-@lru_cache(KEEP)
-def _loaded(name: str, folder: str, device: str) -> SAE:
-    return read(Path(folder), name).to(device)
+_loaded: OrderedDict[tuple[str, str, str], SAE] = OrderedDict()
+_lock = threading.Lock()
 
 
 def _folder(name: str) -> Path:
@@ -364,8 +407,8 @@ def read(folder: Path, name: str = "") -> SAE:
             f"{LARGEST / 2**30:.0f} GB (ACTISCOPE_SAE_BYTES)."
         )
     try:
-        settings = _settings(json.loads(config.read_text()))
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as problem:
+        settings = _settings(_json(config))
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OSError) as problem:
         if isinstance(problem, Unsuitable):
             raise
         raise Unsuitable(f"The {CONFIG} of {name} can't be read; save the SAE again with SAELens.") from None
@@ -377,30 +420,50 @@ def read(folder: Path, name: str = "") -> SAE:
     return SAE(name, _digest(folder), settings, _checked(settings, tensors, name))
 
 
+def _json(config: Path) -> Any:
+    if config.stat().st_size > LARGEST_CONFIG:
+        raise Unsuitable(f"The {CONFIG} is larger than 1 MB, as none that SAELens writes; save the SAE again with it.")
+    return json.loads(config.read_text(encoding="utf-8"))
+
+
 def _settings(raw: dict[str, Any]) -> dict[str, Any]:
     """The configuration with SAELens's defaults filled in; that of versions before 6 as 6 would write it."""
     if not isinstance(raw, dict):
         raise Unsuitable("The SAE's cfg.json is no JSON object.")
     new = {_NAMES.get(key, key): value for key, value in raw.items()}
-    if "metadata" not in new:
+    if not isinstance(new.get("metadata"), dict):
         new["metadata"] = {
             key: value for key, value in new.items() if isinstance(value, str | int | float | bool) and key != "dtype"
         }
-    if new.get("activation_fn") == "topk" and (new.get("activation_fn_kwargs") or {}).get("k"):
+    if new.get("activation_fn") == "topk" and (new.get("activation_fn_kwargs") or {}).get("k"):  # before version 6
         new |= {"architecture": "topk", "k": new["activation_fn_kwargs"]["k"]}
     if isinstance(new.get("normalize_activations"), bool):
         new["normalize_activations"] = "expected_average_only_in" if new["normalize_activations"] else "none"
-    new["architecture"] = new.get("architecture") or "standard"
+    kind = new["architecture"] = new.get("architecture") or "standard"
     new["normalize_activations"] = new.get("normalize_activations") or "none"
-    new.setdefault("apply_b_dec_to_input", "transcoder" not in new["architecture"])
-    if new["architecture"] in ("topk", "abstopk"):
-        new.setdefault("k", 100)
-    if new["architecture"] not in ARCHITECTURES:
-        what = "looks at a whole text at once" if new["architecture"] == "temporal" else "is not known here"
-        raise Unsuitable(f"An SAE of architecture {str(new['architecture'])[:40]!r} {what}; see {ARCHITECTURES[0]}, "
+    if kind not in ARCHITECTURES:
+        what = _UNREAD.get(str(kind), "is not known here")
+        raise Unsuitable(f"An SAE of architecture {str(kind)[:40]!r} {what}; see {ARCHITECTURES[0]}, "
                          f"{', '.join(ARCHITECTURES[1:6])} and transcoders.")  # fmt: skip
-    if not all(isinstance(new.get(key), int) and new[key] > 0 for key in ("d_in", "d_sae")):
-        raise Unsuitable("The SAE's cfg.json does not say how wide it is (d_in, d_sae); save it again with SAELens.")
+    if new["normalize_activations"] not in NORMS:
+        raise Unsuitable(
+            f"The SAE normalises by {str(new['normalize_activations'])[:40]!r}; known are {', '.join(NORMS)}."
+        )
+    # a transcoder's b_dec is of what it writes
+    new["apply_b_dec_to_input"] = "transcoder" not in kind and bool(new.get("apply_b_dec_to_input", True))
+    counts = ["d_in", "d_sae"]
+    if kind in ("topk", "abstopk"):
+        new["k"] = 100 if new.get("k") is None else new["k"]
+        counts.append("k")
+    if kind == "matching_pursuit":
+        counts += ["max_iterations"] if new.get("max_iterations") else []
+        new["residual_threshold"] = float(new.get("residual_threshold", 1e-2))
+    if "transcoder" in kind and new.get("d_out") is not None:
+        counts.append("d_out")
+    if not all(_count(new.get(key)) for key in counts):
+        raise Unsuitable(
+            f"The SAE's cfg.json does not say how wide it is ({', '.join(counts)}); save it again with SAELens."
+        )
     return new
 
 
@@ -408,7 +471,7 @@ def _checked(settings: Mapping[str, Any], tensors: dict[str, Tensor], name: str)
     """The weights of that architecture, of the shapes that the configuration says, all of them finite."""
     d_in, d_sae, kind = settings["d_in"], settings["d_sae"], settings["architecture"]
     if "transcoder" in kind:
-        d_out = int(settings.get("d_out") or (tensors["W_dec"].shape[-1] if "W_dec" in tensors else d_in))
+        d_out = settings.get("d_out") or (tensors["W_dec"].shape[-1] if "W_dec" in tensors else d_in)
     else:
         d_out = d_in
     wanted: dict[str, tuple[int, ...]] = {"W_dec": (d_sae, d_out), "b_dec": (d_out,)}
@@ -472,7 +535,10 @@ def keep_files(files: Mapping[str, bytes], model: Model | None = None) -> str:
     """`keep` of uploaded files by name."""
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
-            (Path(folder) / Path(name).name).write_bytes(data)
+            try:
+                (Path(folder) / Path(name).name).write_bytes(data)
+            except (OSError, ValueError):
+                raise Unsuitable(f"{name[:40]!r} can't be the name of a file; give {CONFIG} and {WEIGHTS}.") from None
         return keep(folder, model)
 
 
@@ -535,6 +601,6 @@ def _glance(config: Path) -> dict[str, Any] | None:
 @lru_cache(256)
 def _glanced(config: str, _: int) -> dict[str, Any] | None:
     try:
-        return _settings(json.loads(Path(config).read_text()))
-    except (ValueError, TypeError, OSError):
+        return _settings(_json(Path(config)))
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OSError):
         return None
