@@ -1,0 +1,1 @@
+"""Features: which learned features fire, and what do they do?"""
