@@ -471,7 +471,7 @@ def _checked(settings: Mapping[str, Any], tensors: dict[str, Tensor], name: str)
     """The weights of that architecture, of the shapes that the configuration says, all of them finite."""
     d_in, d_sae, kind = settings["d_in"], settings["d_sae"], settings["architecture"]
     if "transcoder" in kind:
-        d_out = settings.get("d_out") or (tensors["W_dec"].shape[-1] if "W_dec" in tensors else d_in)
+        d_out = settings.get("d_out") or [d_in, *(tensors["W_dec"].shape if "W_dec" in tensors else ())][-1]
     else:
         d_out = d_in
     wanted: dict[str, tuple[int, ...]] = {"W_dec": (d_sae, d_out), "b_dec": (d_out,)}

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers as T
+from safetensors.torch import save_file
 from torch import nn
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from interp.model import LanguageModel, VisionModel
-from interp.samples import Image
+from interp import sae
+from interp.model import LanguageModel, Model, VisionModel
+from interp.samples import Image, Prompt
+from interp.sites import Site
 
 VIT: dict[str, Any] = {
     "hidden_size": 16,
@@ -226,3 +232,94 @@ def draw(network: nn.Module, seed: int) -> None:
             assert mean is not None and variance is not None
             mean.add_(0.3 * variance.sqrt() * normal(mean))
             variance.mul_(0.5 + torch.rand(variance.shape, generator=generator))
+
+
+def random_sae(
+    folder: Path, architecture: str = "standard", d_in: int = 16, d_sae: int = 32, seed: int = 0, **settings: Any
+) -> dict[str, torch.Tensor]:
+    """Write an SAE in SAELens's format with every weight, bias and threshold drawn; return the weights.
+
+    settings: of cfg.json (d_out, k, metadata, normalize_activations ...).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    d_out = settings.get("d_out", d_in)
+    shapes: dict[str, tuple[int, ...]] = {"W_dec": (d_sae, d_out), "b_dec": (d_out,)}
+    if architecture != "matching_pursuit":
+        shapes["W_enc"] = (d_in, d_sae)
+    if architecture == "gated":
+        shapes |= dict.fromkeys(("b_gate", "b_mag", "r_mag"), (d_sae,))
+    elif architecture != "matching_pursuit":
+        shapes["b_enc"] = (d_sae,)
+    if "jumprelu" in architecture:
+        shapes["threshold"] = (d_sae,)
+    if "skip" in architecture:
+        shapes["W_skip"] = (d_out, d_in)
+    weights = {
+        key: torch.randn(shape, generator=generator) * (shape[0] ** -0.5 if key == "W_enc" else 0.4)
+        for key, shape in shapes.items()
+    }
+    if "threshold" in weights:
+        weights["threshold"] = weights["threshold"].abs()
+    if architecture == "matching_pursuit":  # which has rows of length one
+        weights["W_dec"] /= weights["W_dec"].norm(dim=1, keepdim=True)
+    config = {
+        "architecture": architecture,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": "transcoder" not in architecture,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        **({"k": 5} if "topk" in architecture else {}),
+        "metadata": {"sae_lens_version": "6.0.0", "hook_name": "blocks.0.hook_resid_post"},
+        **settings,
+    }
+    write_sae(folder, config, weights)
+    return weights
+
+
+def write_sae(folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """Write cfg.json and sae_weights.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / sae.CONFIG).write_text(json.dumps(config))
+    save_file({key: each.contiguous() for key, each in weights.items()}, folder / sae.WEIGHTS)
+
+
+def featured(model: Any) -> Any:
+    """The model, with a random SAE for it in the store where it lies in the middle: a fifth of its features fire.
+
+    GPT-2 and Llama get a transcoder of an MLP besides.
+    """
+    if sae.available(model):
+        return model
+    vision = isinstance(model, VisionModel)
+    site = model.last_spatial if vision else Site("resid_post", 1)
+    _keep_random(model, "standard", site, site)
+    if model.family in ("gpt2", "llama"):
+        mlp = Site("mlp_out", 1)
+        _keep_random(model, "transcoder", Site("module", path=f"{model.address(mlp)}:in"), mlp)
+    return model
+
+
+def _keep_random(model: Model, architecture: str, site: Site, target: Site) -> str:
+    seen: Any = image(5) if isinstance(model, VisionModel) else Prompt("The cat sat on the mat, and so did I.")
+    with model.record([site, target]) as found:
+        model(seen)
+    shell = sae.SAE("", "", {}, {})
+    x, y = (shell.rows(found[each].float(), model, each).flatten(0, 1) for each in (site, target))
+    with tempfile.TemporaryDirectory() as folder:
+        metadata = {
+            "model_name": model.name,
+            "model_digest": model.digest,
+            "actiscope": {"site": str(site), "target": str(target)},
+        }
+        weights = random_sae(
+            Path(folder), architecture, x.shape[1], 32, 0, d_out=y.shape[1], metadata=metadata | {"hook_name": "-"}
+        )
+        weights["b_dec"] = y.mean(0)
+        inside = x if architecture == "transcoder" else x - weights["b_dec"]
+        weights["b_enc"] = -(inside @ weights["W_enc"]).quantile(0.8, 0)
+        config = json.loads((Path(folder) / sae.CONFIG).read_text())
+        write_sae(Path(folder), config, weights)
+        return sae.keep(folder)
