@@ -162,7 +162,7 @@ class SAE:
         flat = f.reshape(-1, f.shape[-1])
         rows, features = flat.nonzero(as_tuple=True)
         summed = sparse_decode(rows, features, flat[rows, features], self._decoder, len(flat))
-        out = summed.view(*f.shape[:-1], -1)
+        out = summed.view(*f.shape[:-1], self.d_out)
         if self.architecture != "matching_pursuit" or self.config["apply_b_dec_to_input"]:
             out = out + self.weights["b_dec"]
         return self._skipped(self._scaled(out, x, shift=True), x)
@@ -256,7 +256,7 @@ class SAE:
                 done = done | (left.norm(dim=-1) < small)
             if done.all():
                 break
-        return f.view(*inside.shape[:-1], -1)
+        return f.view(*inside.shape[:-1], self.d_sae)
 
     # -------------------------------------------------------------------------------------------------- in a model
 
