@@ -13,7 +13,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const button = document.createElement("button");
     button.className = "token" + (at === data.selected ? " selected" : "");
     button.dataset.at = at;
-    button.tabIndex = at === data.selected ? 0 : -1;
+    button.tabIndex = at === (data.selected ?? 0) ? 0 : -1;
     button.dir = "auto";
     button.setAttribute("role", "option");
     button.setAttribute("aria-selected", at === data.selected);
@@ -30,7 +30,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
       const colour = token.score >= 0 ? "#d55e00" : "#0072b2";
       button.style.background = `color-mix(in srgb, ${colour} ${Math.round(60 * share)}%, transparent)`;
       button.style.borderBottom = `${(1 + 4 * share).toFixed(1)}px ${token.score >= 0 ? "solid" : "dotted"} ${colour}`;
-      name += `, ${token.score >= 0 ? "for" : "against"}: ${token.score.toPrecision(2)} ${data.units}`;
+      const sense = data.verb || (token.score >= 0 ? "for:" : "against:");
+      name += token.score || !data.verb ? `, ${sense} ${token.score.toPrecision(2)} ${data.units}` : "";
     }
     button.title = name;
     button.setAttribute("aria-label", name);

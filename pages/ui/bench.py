@@ -11,20 +11,21 @@ from urllib.parse import quote
 
 import streamlit as st
 
-from interp import Unsuitable, store, zoo
+from interp import Unsuitable, sae, store, zoo
 from interp.experiment import Call, Experiment, Sample
 from interp.figures import Look
 from interp.method import Method
 from interp.methods import METHODS
 from interp.model import LanguageModel, Model, VisionModel
-from interp.results import Result
+from interp.results import FeaturePage, Result
 from interp.samples import Image, Prompt, PromptPair, Target
 from interp.sites import Node
+from pages.ui import labels
 
 M = TypeVar("M", bound=Model)
 PAGES = {
     "cam": "pages/heatmaps.py", "attribution": "pages/pixels.py", "reading": "pages/prompts.py",
-    "circuits": "pages/circuits.py",
+    "circuits": "pages/circuits.py", "features": "pages/features.py",
 }  # fmt: skip
 """Where the lenses of a family are looked through."""
 
@@ -49,6 +50,8 @@ class View:
     """How a circuit is shown: the share kept, the chosen node, pinned ones, groups, the weighting it is compared with.
 
     groups: (name, nodes) of each. side: "" as it is now, "before" the changes, their "difference", or of the "prompts".
+    For features: the one that is open where the lens is no feature's page, `of` the SAE that is not the lens's own;
+    shown: what lies where nothing is searched, a map coloured by "activation" or "density", or a "table".
     """
 
     keep: float = 0.8
@@ -57,6 +60,12 @@ class View:
     groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
     beside: str = ""
     side: str = ""
+    feature: int | None = None
+    of: str = ""
+    shown: str = "activation"
+
+
+SHOWN = ("activation", "density", "table")
 
 
 @dataclass(frozen=True)
@@ -113,17 +122,23 @@ def first_pair() -> Bench:
     return Bench.of(Experiment("stories", pair, Call("edge_attribution_patching")), view=view)
 
 
-FIRST = {Image: first, Prompt: first_prompt, PromptPair: first_pair}
+def first_feature() -> Bench:
+    """What a newcomer to features sees."""
+    return Bench.of(Experiment("stories", Prompt("The capital of France is"), Call("feature_page")))
+
+
+FIRST = {Image: first, Prompt: first_prompt, PromptPair: first_pair, FeaturePage: first_feature}
 
 
 def kind_of(on: Bench) -> type:
-    """Which kind of bench it is: of images, of prompts, or of circuits, where a prompt alone can lie too."""
-    circuit = METHODS[on.lens.method].family == "circuits"
-    return PromptPair if circuit else Image if isinstance(on.sample, Image) else Prompt
+    """Which kind of bench it is: of images, prompts, circuits (where a prompt alone can lie too) or features."""
+    family = METHODS[on.lens.method].family
+    own = {"circuits": PromptPair, "features": FeaturePage}.get(family)
+    return own or (Image if isinstance(on.sample, Image) else Prompt)
 
 
 def turn_to_kind(kind: type) -> None:
-    """Take up the bench of images, prompts or circuits, as it was left; no step of its own for undo."""
+    """Take up the bench of images, prompts, circuits or features, as it was left; no step of its own for undo."""
     now = bench()
     if kind_of(now) is kind:
         return
@@ -132,8 +147,43 @@ def turn_to_kind(kind: type) -> None:
     other: Bench = benches.get(kind) or FIRST[kind]()
     if kind is Prompt and isinstance(now.sample, PromptPair) and kind not in benches:
         other = dataclasses.replace(other, sample=Prompt(now.sample.clean), model=now.model, chips=now.chips)
+    if kind is FeaturePage:
+        other = _followed(now, other)
     st.session_state["bench"] = other
     st.session_state["undo"] = []
+
+
+def _followed(now: Bench, other: Bench) -> Bench:
+    """The bench of features with the model, input and changes that one comes with, where one has touched them."""
+    brought = (now.model, now.sample, now.chips)
+    start = FIRST[kind_of(now)]()
+    if brought in (st.session_state.get("brought"), (start.model, start.sample, start.chips)):
+        return other
+    st.session_state["brought"] = brought
+    try:
+        if not sae.available(zoo.load(now.model)):
+            return other
+    except Unsuitable:
+        return other
+    return _with(other, now)
+
+
+def _with(other: Bench, now: Bench) -> Bench:
+    """A bench with the model, input and changes of another; the lens asks for nothing that was another model's."""
+    sample = Prompt(now.sample.clean) if isinstance(now.sample, PromptPair) else now.sample
+    lens = other.lens if other.model == now.model else Call(other.lens.method)
+    view = other.view if other.model == now.model else View()
+    return dataclasses.replace(
+        other, model=now.model, sample=sample, chips=now.chips, lens=lens, view=view, second="", position=None
+    )
+
+
+def take_along(kind: type, lens: str = "") -> None:
+    """Go to the bench of a kind with the model, input and changes of this one."""
+    now = bench()
+    turn_to_kind(kind)
+    other = dataclasses.replace(bench(), lens=Call(lens)) if lens else bench()
+    change(**{each.name: getattr(_with(other, now), each.name) for each in dataclasses.fields(Bench)})
 
 
 def load(kind: type[M]) -> M | None:
@@ -212,7 +262,12 @@ def use_model(name: str) -> None:
     """
     model = zoo.load(name)
     if isinstance(model, LanguageModel) == isinstance(bench().sample, Image):
-        turn_to_kind(Prompt if isinstance(model, LanguageModel) else Image)
+        kind = Prompt if isinstance(model, LanguageModel) else Image
+        if kind_of(bench()) is FeaturePage:
+            sample = first_feature().sample if kind is Prompt else first().sample
+            change(sample=sample, lens=Call("feature_page"), chips=(), position=None, view=View())
+        else:
+            turn_to_kind(kind)
     lens = _served(bench().lens, model)
     chips = tuple(Chip(_served(chip.call, model), chip.on) for chip in bench().chips)
     change(model=zoo.shared_name(name), lens=lens, chips=chips, second="")
@@ -229,9 +284,12 @@ def _served(call: Call, model: Any) -> Call:
             model.class_index(target) if hasattr(model, "class_index") else model.token_index(target)
         except Unsuitable:
             settings["target"] = Target()
-    for name in ("channels", "heads", "neurons"):
+    for name in ("channels", "heads", "neurons", "features"):
         if name in settings:
             settings[name] = ()
+    for name, plain in (("sae", ""), ("index", ""), ("feature", 0)):
+        if name in settings:
+            settings[name] = plain
     for name in ("layer", "count"):
         if isinstance(settings.get(name), int):
             settings[name] = min(settings[name], model.layers - 1)
@@ -269,6 +327,8 @@ def read_url() -> None:
                 view=_view(),
             )
             st.session_state["opened"] = experiment.digest
+            if "labels" in arrived:
+                labels.take(labels.unpack(query["labels"]))
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
     if "bench" not in st.session_state:
@@ -293,6 +353,9 @@ def _view() -> View:
         nodes(",".join(get("pin"))), tuple(each for each in groups if each[1]),
         lens.key if lens and lens.family == "circuits" else "",
         st.query_params.get("side", "") if st.query_params.get("side") in ("before", "difference", "prompts") else "",
+        _whole(st.query_params.get("feature")),
+        of if sae.NAME.fullmatch(of := st.query_params.get("of", "")) and ".." not in of else "",
+        shown if (shown := st.query_params.get("shown", "")) in SHOWN else View.shown,
     )  # fmt: skip
 
 
@@ -323,9 +386,13 @@ def query() -> dict[str, list[str]]:
     view = now.view
     if view.keep != View.keep:
         found["keep"] = [f"{view.keep:g}"]
-    for name in ("node", "beside", "side"):
-        if getattr(view, name):
+    for name in ("node", "beside", "side", "of", "shown"):
+        if getattr(view, name) != getattr(View, name):
             found[name] = [getattr(view, name)]
+    if view.feature is not None:
+        found["feature"] = [str(view.feature)]
+    if kind_of(now) is FeaturePage and (packed := labels.packed()):
+        found["labels"] = [packed]
     if view.pins:
         found["pin"] = [",".join(view.pins)]
     if view.groups:

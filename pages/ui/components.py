@@ -60,3 +60,32 @@ def graph(key: str, data: dict[str, Any], on: Any) -> None:
     Its events: {kind: "select" or "pin", id}, {kind: "group", ids}, {kind: "ungroup", group}.
     """
     _mount("graph", key, "act", data, on)
+
+
+def feature_map(key: str, data: dict[str, Any], on: Any) -> None:
+    """Features as points: count, x, y (base64 uint16), value (base64 uint8), labels, examples, notes, own, found,
+    selected, by, low, high, note, label. Its event: {open: feature}."""
+    _mount("feature_map", key, "act", data, on)
+
+
+def feature_list(key: str, items: list[dict[str, Any]], on: Any, label: str, empty: str) -> None:
+    """Features with a reason. Items: feature, sae, label, own, where, value, share, tokens, reason, density, selected.
+
+    Its events: {open: feature, sae}, {like: feature, sae}.
+    """
+    _mount("feature_list", key, "act", {"items": items, "label": label, "empty": empty}, on)
+
+
+def feature(key: str, data: dict[str, Any], on: Any) -> None:
+    """What is known of a feature: key, maximum, logits, histogram, groups of contexts, links. Its event: {open}."""
+    _mount("feature", key, "act", data, on)
+
+
+def try_text(key: str, data: dict[str, Any], on: Any) -> None:
+    """A box to type in, whose tokens are coloured: text, tokens (text, value), maximum, placeholder, message, label."""
+    _mount("try_text", key, "typed", data, on)
+
+
+def patches(key: str, data: dict[str, Any], on: Any) -> None:
+    """A photo whose patches are buttons: photo, box, grid, scale, selected, alt, label, note."""
+    _mount("patches", key, "pick", data, on)

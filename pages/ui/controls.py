@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
-from interp import Unsuitable
+from interp import Unsuitable, feature_index, sae
 from interp.evidence import strongest_channels
 from interp.experiment import Call
 from interp.method import Control
@@ -43,7 +44,11 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
         st.session_state[key] = shown
         return key
 
-    if control.kind == "toggle":
+    if control.kind == "sae" or control.name == "index":
+        _stored(value, label, control, call, model, show, changed)
+    elif control.name == "feature":
+        st.number_input(label, 0, 10**7, key=show(value), step=1, help=control.help, on_change=changed())
+    elif control.kind == "toggle":
         st.toggle(label, key=show(value), help=control.help, on_change=changed())
     elif control.kind == "choice":
         st.segmented_control(
@@ -135,7 +140,7 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
             placeholder=control.unset or "none",
             on_change=changed(lambda text: Prompt(text) if text.strip() else None),
         )
-    elif control.kind == "channels" and isinstance(model, LanguageModel):
+    elif control.kind == "features" or (control.kind == "channels" and isinstance(model, LanguageModel)):
         st.text_input(
             label,
             key=show(", ".join(map(str, value))),
@@ -146,6 +151,30 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
         _channels(value, call, model, sample, control, key, on)
     else:
         st.text_input(label, key=show(str(value)), help=control.help, on_change=changed())
+
+
+def _stored(
+    value: str, label: str, control: Control, call: Call, model: Any, show: Callable[[Any], str],
+    changed: Callable[..., Any],
+) -> None:  # fmt: skip
+    """An SAE of this model, or an index of that SAE, by its name."""
+    names = {"": "the model's own" if control.kind == "sae" else "the one there is"}
+    if control.kind == "sae":
+        names |= {each: sae_name(each) for each in sae.available(model)}
+    else:
+        with contextlib.suppress(Unsuitable):
+            found = sae.load(call.settings["sae"] or sae.first(model))
+            names |= {key: f"{name}, {count:,} tokens" for key, name, count in feature_index.listed(model, found)}
+    names.setdefault(value, sae_name(value))
+    st.selectbox(
+        "SAE" if control.kind == "sae" else label, list(names), key=show(value), format_func=names.get,
+        help=control.help, on_change=changed(),
+    )  # fmt: skip
+
+
+def sae_name(name: str) -> str:
+    """An SAE's name as it is shown: without its model, a hash cut short."""
+    return name.partition("/")[2] or name[:14] if not name.startswith(("hub:", "release:")) else name.partition(":")[2]
 
 
 def _is_prompt(control: Control) -> bool:

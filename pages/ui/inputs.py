@@ -44,7 +44,8 @@ def gallery_cards(key: str, names: list[str] | None = None, on: Any = None, leas
 
 def pick(name: str) -> None:
     """Lay a gallery image on the bench, with its model."""
-    turn_to_kind(Image)
+    if not isinstance(bench().sample, Image):
+        turn_to_kind(Image)
     wanted = gallery()[name].get("model") or bench().model
     same_labels = wanted == "photos" and bench().model not in zoo.shelf()
     if wanted != bench().model and not (wanted == "photos" and bench().model == "photos-vit") and not same_labels:
@@ -66,7 +67,8 @@ def uploader(key: str, label: str = "Your photo") -> None:
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
             return
-        turn_to_kind(Image)
+        if not isinstance(bench().sample, Image):
+            turn_to_kind(Image)
         settings = {"target": None} if "target" in bench().lens.settings else {}
         if bench().model.startswith("scenes"):
             use_model("photos")

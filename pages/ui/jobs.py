@@ -10,14 +10,16 @@ import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import streamlit as st
 
-from interp import Unsuitable, zoo
-from interp.experiment import Experiment
+from interp import Unsuitable, store, zoo
+from interp.experiment import Call, Experiment
 from interp.methods import METHODS
 from interp.progress import Cancelled, Progress, watch
-from interp.results import Result
+from interp.results import Result, Text
+from interp.samples import ImageSet, TextSet
 
 KEEP = 600
 """How many results stay in memory."""
@@ -35,11 +37,28 @@ _pace: dict[str, float] = {}
 _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="job")
 
 
+@dataclass(frozen=True)
+class Fit:
+    """A fit as a job: its model, its data, its settings. What it returns, a name, is the text of its result."""
+
+    model: str
+    sample: TextSet | ImageSet
+    lens: Call
+
+    @cached_property
+    def digest(self) -> str:
+        data = self.sample.texts if isinstance(self.sample, TextSet) else [each.sha256 for each in self.sample.images]
+        return store.key_of(self.model, data, str(self.lens), self.lens.version)
+
+    def run(self) -> Text:
+        return Text(METHODS[self.lens.method](zoo.load(self.model), self.sample, **self.lens.settings))
+
+
 @dataclass
 class Job:
-    """One long experiment. It runs as long as some page asks for it."""
+    """One long experiment, or fit. It runs as long as some page asks for it."""
 
-    experiment: Experiment
+    experiment: Experiment | Fit
     wanted: dict[str, float] = field(default_factory=dict)
     cancel: threading.Event = field(default_factory=threading.Event)
     progress: Progress | None = None
@@ -60,12 +79,12 @@ def _visitor() -> str:
     return context.session_id if context else "nobody"
 
 
-def key_of(experiment: Experiment) -> str:
+def key_of(experiment: Experiment | Fit) -> str:
     """What a result is kept under: the experiment and the weights it ran on."""
     return experiment.digest + zoo.load(experiment.model).digest[:16]
 
 
-def known(experiment: Experiment) -> Result | None:
+def known(experiment: Experiment | Fit) -> Result | None:
     """The result, if someone has run this experiment before."""
     with _lock:
         found = _results.get(key_of(experiment))
@@ -74,27 +93,27 @@ def known(experiment: Experiment) -> Result | None:
         return found[0] if found else None
 
 
-def seconds(experiment: Experiment) -> float | None:
+def seconds(experiment: Experiment | Fit) -> float | None:
     """How long the run took that made the kept result."""
     with _lock:
         found = _results.get(key_of(experiment))
         return found[1] if found else None
 
 
-def passes(experiment: Experiment) -> tuple[float, float]:
+def passes(experiment: Experiment | Fit) -> tuple[float, float]:
     """Forwards and backwards it will take."""
     method = METHODS[experiment.lens.method]
     return method.estimate(zoo.load(experiment.model), experiment.lens.settings, experiment.sample) or (3.0, 0.0)
 
 
-def estimate(experiment: Experiment) -> float:
+def estimate(experiment: Experiment | Fit) -> float:
     """Seconds it will take, from its count of forwards and the pace of this model so far."""
     model = zoo.load(experiment.model)
     forwards, backwards = passes(experiment)
     return (forwards + 2 * backwards) * _pace.get(model.digest, 0.05)
 
 
-def run(experiment: Experiment) -> Result:
+def run(experiment: Experiment | Fit) -> Result:
     """The result, run here and now unless it is kept.
 
     Raises:
@@ -111,7 +130,7 @@ def run(experiment: Experiment) -> Result:
     return result
 
 
-def later(experiment: Experiment) -> Result | Job:
+def later(experiment: Experiment | Fit) -> Result | Job:
     """The result if it is there; otherwise the job that makes it, started if need be, and told that it is wanted."""
     found = known(experiment)
     if found is not None:
@@ -127,7 +146,7 @@ def later(experiment: Experiment) -> Result | Job:
         return job
 
 
-def stop(experiment: Experiment) -> None:
+def stop(experiment: Experiment | Fit) -> None:
     """This visitor no longer wants it; it ends within a second unless another does."""
     with _lock:
         job = _jobs.get(key_of(experiment))
@@ -174,7 +193,7 @@ def _work(key: str, job: Job) -> None:
                 del _jobs[key]
 
 
-def _keep(experiment: Experiment, result: Result, taken: float) -> None:
+def _keep(experiment: Experiment | Fit, result: Result, taken: float) -> None:
     model = zoo.load(experiment.model)
     cost = result.forwards + 2 * result.backwards
     with _lock:
