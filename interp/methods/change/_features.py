@@ -7,33 +7,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from interp import Unsuitable, sae
+from interp import Unsuitable
 from interp.hooks import Block, here
 from interp.methods.change._places import positions_of
+from interp.methods.features._saes import open_sae
 from interp.model import Model
+from interp.sae import SAE
 
 
-def no_sae(model: Model) -> str | None:
-    """The reason why features of a model can't be changed, or None."""
-    return None if sae.available(model) else f"There is no SAE for {model.name} here; add or train one under Features."
-
-
-def chosen(model: Model, name: str, features: tuple[int, ...]) -> sae.SAE:
-    """The SAE of that name, or the model's own where none is named.
+def chosen(model: Model, name: str, features: tuple[int, ...]) -> SAE:
+    """The SAE of that name, or the model's own where none is named, seen to have these features.
 
     Raises:
         Unsuitable: none is here, it does not fit the model, or it has no such feature.
     """
-    found = sae.load(name or sae.first(model), model.device)
-    found.check(model)
-    if features and max(features) >= found.d_sae:
+    found = open_sae(model, name)
+    if max(features) >= found.d_sae:
         raise Unsuitable(f"{found.name} has features 0 to {found.d_sae - 1}, not {max(features)}.")
     return found
 
 
 def turned(
     model: Model,
-    found: sae.SAE,
+    found: SAE,
     features: tuple[int, ...],
     positions: tuple[int, ...],
     turn: Callable[[Tensor], Tensor],

@@ -3,21 +3,14 @@ from typing import Annotated
 import torch
 
 from interp.hooks import Block
-from interp.method import Features, Paper, Positions, SAEName, intervention
-from interp.methods.change._features import chosen, no_sae, turned
+from interp.method import Features, Positions, SAEName, intervention
+from interp.methods.change._features import chosen, turned
+from interp.methods.features._saes import BRICKEN, no_sae
 from interp.model import Model
 from interp.samples import Image, Prompt
 
-PAPER = Paper(
-    "Bricken, Trenton and Templeton, Adly and Batson, Joshua and Chen, Brian and Jermyn, Adam and others",
-    "Towards Monosemanticity: Decomposing Language Models With Dictionary Learning",
-    2023,
-    "Transformer Circuits Thread",
-    "https://transformer-circuits.pub/2023/monosemantic-features",
-)
 
-
-@intervention("Ablate features", PAPER, needs=no_sae)
+@intervention("Ablate features", BRICKEN, needs=no_sae)
 def ablate_feature(
     model: Model,
     sample: Prompt | Image,

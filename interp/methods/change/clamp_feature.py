@@ -5,22 +5,16 @@ from torch import Tensor
 
 from interp import Unsuitable
 from interp.hooks import Block
-from interp.method import Features, Paper, Positions, SAEName, intervention
-from interp.methods.change._features import chosen, no_sae, turned
+from interp.method import Features, Positions, SAEName, intervention
+from interp.methods.change._features import chosen, turned
+from interp.methods.features._saes import TEMPLETON, no_sae, open_index
 from interp.model import Model
 from interp.samples import Image, Prompt
 
-PAPER = Paper(
-    "Templeton, Adly and Conerly, Tom and Marcus, Jonathan and Lindsey, Jack and Bricken, Trenton and others",
-    "Scaling Monosemanticity: Extracting Interpretable Features from Claude 3 Sonnet",
-    2024,
-    "Transformer Circuits Thread",
-    "https://transformer-circuits.pub/2024/scaling-monosemanticity",
-)
 LARGEST = 1e6
 
 
-@intervention("Clamp features", PAPER, needs=no_sae)
+@intervention("Clamp features", TEMPLETON, needs=no_sae)
 def clamp_feature(
     model: Model,
     sample: Prompt | Image,
@@ -63,9 +57,7 @@ def clamp_feature(
     found = chosen(model, sae, features)
     level = torch.full((len(features),), value, device=model.device)
     if unit == "maximum":
-        from interp.feature_index import find
-
-        listed = find(model, found, index)
+        listed = open_index(model, found, index)
         if listed is None:
             raise Unsuitable(f"{found.name} has no index that says its maxima; build one, or give an activation.")
         level = level * torch.as_tensor(listed.maximum[list(features)]).to(level)

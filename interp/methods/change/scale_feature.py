@@ -2,13 +2,13 @@ from typing import Annotated
 
 from interp.hooks import Block
 from interp.method import Features, Positions, Range, SAEName, intervention
-from interp.methods.change._features import chosen, no_sae, turned
-from interp.methods.change.clamp_feature import PAPER
+from interp.methods.change._features import chosen, turned
+from interp.methods.features._saes import TEMPLETON, no_sae
 from interp.model import Model
 from interp.samples import Image, Prompt
 
 
-@intervention("Scale features", PAPER, needs=no_sae)
+@intervention("Scale features", TEMPLETON, needs=no_sae)
 def scale_feature(
     model: Model,
     sample: Prompt | Image,
