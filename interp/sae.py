@@ -417,6 +417,10 @@ def read(folder: Path, name: str = "") -> SAE:
             tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as problem:
         raise Unsuitable(f"The weights of {name} are damaged or no safetensors ({str(problem)[:80]}).") from None
+    if "log_threshold" in tensors:  # as SAELens wrote it before version 6
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    if not (tensors.get("scaling_factor", torch.ones(1)) == 1).all():
+        raise Unsuitable(f"{name} scales its activations (scaling_factor), as SAELens no longer does; take another.")
     return SAE(name, _digest(folder), settings, _checked(settings, tensors, name))
 
 

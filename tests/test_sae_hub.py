@@ -22,7 +22,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from interp import Unsuitable, sae, sae_hub
 from interp.progress import Cancelled, Progress, watch
@@ -277,6 +277,16 @@ def test_a_download_that_breaks_off_and_is_taken_up_again(hub: Any) -> None:
     assert "broke off" in refused("hub:owner/some/x", seconds=30)
     hub.ills.clear()
     assert torch.equal(sae.load("hub:owner/some/x").W_enc, weights["W_enc"])
+
+
+def test_weights_as_older_versions_wrote_them(hub: Any) -> None:
+    folder = hub.root / "owner/some/x"
+    weights = save(folder, architecture="jumprelu")
+    threshold = torch.rand(10, generator=torch.Generator().manual_seed(3))
+    save_file(weights | {"log_threshold": threshold.log(), "scaling_factor": torch.ones(10)}, folder / sae.WEIGHTS)
+    torch.testing.assert_close(sae.load("hub:owner/some/x").weights["threshold"], threshold)
+    save_file(weights | {"threshold": threshold, "scaling_factor": 1 + threshold}, folder / sae.WEIGHTS)
+    assert "scaling_factor" in refused("hub:owner/some/x@v1")
 
 
 def test_weights_that_are_damaged_on_the_hub(hub: Any) -> None:
@@ -559,3 +569,28 @@ def test_no_pickle_is_opened_in_the_conversion(hub: Any, tmp_path: Path) -> None
     release, one = "sae_bench_pythia70m_sweep_topk_ctx128_0730", "blocks.3.hook_resid_post__trainer_0"
     with pytest.raises(Unsuitable, match="pickled, which can run any code"):
         sae_hub._converted(f"release:{release}/{one}", release, one, COMMITS["main"], made)
+
+
+@pytest.mark.slow
+def test_a_release_is_what_sae_lens_makes_of_it(hub: Any, tmp_path: Path) -> None:
+    """An old configuration, a factor to be folded and a centred model, in one entry of the real list."""
+    release, one = "gpt2-small-mlp-tm", "blocks.0.hook_mlp_out"
+    where = hub.root / "tommmcgrath/gpt2-small-mlp-out-saes/sae_group_gpt2_blocks.0.hook_mlp_out_24576:v1"
+    save(where)
+    old = {
+        "hook_point": "blocks.0.hook_mlp_out", "d_in": 6, "d_sae": 10, "model_name": "gpt2-small", "dtype": "float32",
+        "device": "cpu", "normalize_activations": "expected_average_only_in", "activation_fn_str": "relu",
+    }  # fmt: skip
+    (where / sae.CONFIG).write_text(json.dumps(old))
+    code = (
+        "import sys, torch; from sae_lens import SAE; from safetensors.torch import load_file, save_file; "
+        "found = SAE.from_pretrained(*sys.argv[1:3]); x = load_file(sys.argv[3])['x']; f = found.encode(x).detach(); "
+        "save_file({'f': f, 'out': found.decode(f).detach()}, sys.argv[4])"
+    )
+    save_file({"x": x() - x().mean(-1, keepdim=True)}, tmp_path / "x")
+    command = [sys.executable, "-c", code, release, one, str(tmp_path / "x"), str(tmp_path / "there")]
+    subprocess.run(command, check=True, timeout=200, capture_output=True)
+    there, found = load_file(tmp_path / "there"), sae.load(f"release:{release}/{one}")
+    assert (there["f"] > 0).any() and found.site == Site("mlp_out", 0) and found.metadata["model_name"] == "gpt2-small"
+    torch.testing.assert_close(found.encode(x()), there["f"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.decode(there["f"], x()), there["out"], atol=1e-5, rtol=1e-5)
