@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 TOP, SAMPLED, SKETCH = 20, 40, 128
-"""How many contexts of the largest and of any activation are kept of each feature, and how many hashes of its tokens."""
+"""How many contexts of the largest and of any activations are kept of a feature, and how many hashes of its tokens."""
 BEFORE, AFTER = 24, 8
 """How many tokens of a context lie before and after the one that fired."""
 ALIKE_BEFORE, ALIKE_AFTER = 12, 4

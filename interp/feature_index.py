@@ -184,7 +184,11 @@ class Index:
 
     def _read(self, start: int, stop: int, scale: Array) -> dict[str, Array]:
         """Contexts number start to stop, aligned at the token that fired (or as whole grids)."""
-        get = lambda name, a=start, b=stop: self._file.get_slice(name)[a:b]  # noqa: E731
+
+        def get(name: str, a: int = start, b: int = stop) -> Array:
+            some = self._file.get_slice(name)
+            return some[a:b] if a < b else np.zeros(0, np.uint8)  # safetensors refuses an empty slice at the end
+
         width, before = int(self.about["width"]), int(self.about["before"])
         n = stop - start
         values = np.zeros((n, width), np.float32)
@@ -273,11 +277,11 @@ class Index:
         place = int(np.searchsorted(self.image_document, document))
         if place == len(self.image_document) or self.image_document[place] != document:
             return None, ""
-        jpeg, label = (
-            self._file.get_slice(f"image_{kind}")[slice(*self.__getattr__(f"image_{kind}_start")[place : place + 2])]
-            for kind in ("jpeg", "label")
-        )
-        return jpeg.tobytes(), label.tobytes().decode()
+        parts = []
+        for kind in ("jpeg", "label"):
+            start, stop = getattr(self, f"image_{kind}_start")[place : place + 2].tolist()
+            parts.append(self._file.get_slice(f"image_{kind}")[start:stop].tobytes() if start < stop else b"")
+        return parts[0], parts[1].decode()
 
 
 # ------------------------------------------------------------------------------------------------------------- finding
