@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 
 from interp import Unsuitable, zoo
 from interp.experiment import Call, Experiment
+from interp.methods import METHODS
+from interp.methods.features._saes import look, open_sae
 from interp.model import LanguageModel, VisionModel
 from interp.results import Heatmap, Table, resize
 from interp.samples import Image, Prompt, Target
@@ -37,6 +42,32 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks, the mean rank where values are equal."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+
+
+def left_out(experiment: Experiment, name: str) -> float:
+    """The share of the variance at an SAE's target, on the sample under its changes, that the SAE does not explain.
+
+        sum_t |y(t) - y_hat(t)|^2 / sum_t |y(t) - mean y|^2,    0 where y does not vary
+
+    Raises:
+        Unsuitable: the SAE does not fit the model, or its site is not reached under the changes.
+    """
+    model: Any = zoo.load(experiment.model)
+    sample: Any = experiment.sample
+    with ExitStack() as stack:
+        for call in experiment.interventions:
+            stack.enter_context(METHODS[call.method](model, sample, **call.settings))
+        found = open_sae(model, name)
+        (seen,), _ = look(model, sample, [found])
+        with torch.no_grad(), model.record([found.target], every=True) as record:
+            model(sample)
+        reached = record[found.target]
+        if not reached:
+            raise Unsuitable(f"{found.target} is not reached under these changes; undo the last one.")
+        y = found.rows(reached[-1], model, found.target).flatten(0, 1)[seen.rows].double()
+        error = (y - found.decode(seen.encode(), seen.x).double()).pow(2).sum()
+        spread = (y - y.mean(0)).pow(2).sum()
+    return float(error / spread) if spread > 0 else 0.0
 
 
 def peak_box(heatmap: Heatmap, level: float = 0.5) -> Box:
@@ -123,9 +154,6 @@ def strongest_heads(model: LanguageModel, sample: Prompt, target: Target, n: int
 
 def picture_after(experiment: Experiment) -> PIL.Image.Image:
     """The original as the interventions leave it: changed pixels come from the model's input, others stay sharp."""
-    from contextlib import ExitStack
-
-    from interp.methods import METHODS
 
     model, sample = zoo.load(experiment.model), experiment.sample
     assert isinstance(model, VisionModel) and isinstance(sample, Image)

@@ -1,5 +1,7 @@
 // What an index knows of one feature: the tokens it promotes and suppresses, how its activations are spread, where it
 // fires (texts or image patches, by quantile), and the features near it.
+const short = (x) => (x && (Math.abs(x) >= 1e5 || Math.abs(x) < 0.001) ? x.toExponential(1) : String(Number(x.toPrecision(Math.abs(x) >= 100 ? 3 : 2)))).replace("-", "−");
+
 export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".root");
   const kept = (root.kept ||= { of: null, all: new Set() });
@@ -35,7 +37,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
         const track = make("span", "track", line);
         const fill = make("i", value < 0 ? "against" : "", track);
         fill.style.width = `${(100 * Math.abs(value)) / most}%`;
-        make("span", "number", line, `${value < 0 ? "−" : "+"}${Math.abs(value).toPrecision(2)}`);
+        make("span", "number", line, (value < 0 ? "" : "+") + short(value));
       }
     }
   };
@@ -55,7 +57,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       const tall = (58 * Math.log1p(count)) / most;
       for (const [key, value] of Object.entries({ x: i * step + 0.5, y: 60 - tall, width: Math.max(step - 1, 0.6), height: tall })) bar.setAttribute(key, value);
       const name = document.createElementNS("http://www.w3.org/2000/svg", "title");
-      name.textContent = `${edges[i].toPrecision(2)} to ${edges[i + 1].toPrecision(2)}: ${count.toLocaleString("en")} tokens`;
+      name.textContent = `${short(edges[i])} to ${short(edges[i + 1])}: ${count.toLocaleString("en")} tokens`;
       bar.append(name);
       svg.append(bar);
     });
@@ -92,7 +94,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     node.style.boxShadow = `inset 0 -${(1 + 2 * share).toFixed(1)}px 0 #d55e00`;
   };
   const line = (place, row) => {
-    make("span", "number quiet", place, row.value.toPrecision(2));
+    make("span", "number quiet", place, short(row.value));
     const text = make("span", "text", place);
     text.dir = "auto";
     row.tokens.forEach((token, at) => {
@@ -117,7 +119,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       const cell = make("i", value === most ? "best" : "", grid);
       cell.style.setProperty("--share", `${Math.round(62 * Math.max(Math.min(value / data.maximum, 1), 0))}%`);
     });
-    make("span", "quiet", place, row.value.toPrecision(2) + (row.label ? ` ${row.label}` : ""));
+    make("span", "quiet", place, short(row.value) + (row.label ? ` ${row.label}` : ""));
   };
 
   const links = (each) => {

@@ -24,6 +24,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     make("span", "number quiet", head, `#${item.feature}`);
     const label = make("span", "label" + (item.own ? " own" : ""), head, item.label);
     label.dir = "auto";
+    if (item.promotes) make("span", "promotes quiet", head, `→ ${item.promotes}`);
     if (item.where) make("span", "where quiet", head, item.where);
     make("span", "value", head, item.value);
     const track = make("span", "track", button);

@@ -9,14 +9,15 @@ import streamlit as st
 
 from interp import Unsuitable, zoo
 from interp.evidence import strongest_channels, strongest_heads
-from interp.experiment import Call
+from interp.experiment import Call, Experiment
 from interp.methods import METHODS
 from interp.model import LanguageModel, Model, VisionModel
+from interp.results import FeaturePage
 from interp.samples import Image, Prompt, PromptPair, Target
 from interp.sites import Site
 from pages.ui import share
-from pages.ui.bench import Bench, Chip, bench, change, undo, use_model
-from pages.ui.controls import controls, site_name
+from pages.ui.bench import Bench, Chip, bench, change, kind_of, undo, use_model
+from pages.ui.controls import controls, sae_name, site_name
 from pages.ui.inputs import gallery_cards, uploader
 
 
@@ -55,7 +56,8 @@ def bar(model: Model) -> None:
                 for m in METHODS.values()
                 if m.kind == "lens"
                 and m.family == lens.family
-                and m.model_type is lens.model_type
+                and (m.model_type is lens.model_type or lens.family == "features")
+                and m.refuses(model) is None
                 and isinstance(sample, (*m.samples, *([PromptPair] if Prompt in m.samples else [])))
             ]
             st.session_state["lens"] = lens.key
@@ -90,7 +92,7 @@ def _lazily(label: str, key: str, icon: str, help: str, kind: Any = "tertiary") 
     return st.popover(label, icon=icon, help=help, type=kind, key=f"popover:{key}", on_change="rerun")
 
 
-KEPT = ("target", "foil", "site", "layer", "nodes", "metric", "direction", "by_position")
+KEPT = ("target", "foil", "site", "layer", "nodes", "metric", "direction", "by_position", "sae", "index", "feature")
 """Settings that lenses share."""
 
 
@@ -113,6 +115,8 @@ def add(key: str, **settings: Any) -> None:
 def opening(key: str, on: Bench) -> dict[str, Any]:
     """Settings of an intervention that show what it does to what is on a bench."""
     model, kinds = zoo.load(on.model), {control.kind: control.name for control in METHODS[key].controls}
+    if "features" in kinds:
+        return _opening_feature(key, on)
     if isinstance(model, LanguageModel):
         return _opening_prompt(key, model, on)
     assert isinstance(model, VisionModel) and isinstance(on.sample, Image)
@@ -124,6 +128,17 @@ def opening(key: str, on: Bench) -> dict[str, Any]:
     if "sigma" in kinds.values():
         return {"sigma": 0.3}
     return {kinds["site"]: model.last_spatial} if "site" in kinds else {}
+
+
+def _opening_feature(key: str, on: Bench) -> dict[str, Any]:
+    """The same of features: the open one, or that which fires strongest on the sample."""
+    settings = on.lens.settings
+    found = settings["feature"] if on.lens.method == "feature_page" else on.view.feature
+    if found is None:
+        strongest = Experiment(on.model, on.sample, Call("feature_lookup", sae=settings.get("sae", ""), top=1)).run()
+        found = int(strongest.features[0]) if len(strongest.features) else 0  # type: ignore[attr-defined]
+    more = {"scale_feature": {"factor": 3.0}, "clamp_feature": {"value": 1.0, "unit": "maximum"}}.get(key, {})
+    return {"sae": on.view.of or settings.get("sae", ""), "features": (found,), **more}
 
 
 def _opening_prompt(key: str, model: LanguageModel, on: Bench) -> dict[str, Any]:
@@ -193,6 +208,14 @@ def in_words(call: Call, model: Any) -> str:
             if heads
             else f"{name}: none yet"
         )
+    if "features" in settings:
+        numbers = [f"#{each}" for each in settings["features"]]
+        how = [f"{settings['factor']:g} times" if "factor" in settings else ""]
+        if "value" in settings:
+            how = [f"at {settings['value']:g}" + (" times the maximum" if settings["unit"] == "maximum" else "")]
+        of = [f"of {sae_name(settings['sae'])}" if settings["sae"] else ""]
+        shown = [", ".join(numbers[:3]) + (" …" if len(numbers) > 3 else ""), *of, *how]
+        return f"{name}: {' '.join(filter(None, shown))}{where_at}" if numbers else f"{name}: none yet"
     if "neurons" in settings:
         return f"{name}: {len(settings['neurons'])} of layer {settings['layer']}"
     if "channels" in settings and METHODS[call.method].kind == "intervention":
@@ -215,6 +238,8 @@ def _lens_text(call: Call) -> str:
 
 def _model_chip() -> None:
     kind = zoo.VISION if isinstance(bench().sample, Image) else zoo.LANGUAGE
+    if kind_of(bench()) is FeaturePage:  # both kinds have features, and are a click apart
+        kind = (*zoo.LANGUAGE, *zoo.VISION)
     fitting = [name for name, config in zoo.shelf().items() if config["model_type"] in kind]
     now = bench().model
     names = fitting if now in fitting else [*fitting, now]

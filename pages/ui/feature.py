@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from interp import Unsuitable, sae
+from interp import Unsuitable, evidence, feature_index, sae
 from interp.experiment import Call, Experiment
 from interp.methods import METHODS
 from interp.model import LanguageModel, Model
@@ -23,10 +23,42 @@ DIALS = ("ablate_feature", "scale_feature", "clamp_feature")
 FEW = {"top": 5}
 
 
-def title(page: FeaturePage) -> str:
-    """One's own label of a feature, or the tokens that it promotes most."""
+def title(model: Model, page: FeaturePage) -> str:
+    """One's own label of a feature; or what it fires on, and what it promotes."""
     own = labels.of(page.sae).get(page.feature)
-    return own or " ".join(visible(each).replace("␣", "") for each in page.promoted[:3])
+    if own:
+        return own
+    fires, promotes = names(model, page.sae).get(page.feature, ""), [_flat(each).strip() for each in page.promoted[:3]]
+    return " → ".join(filter(None, (fires, ", ".join(filter(None, promotes)))))
+
+
+def names(model: Model, name: str) -> dict[int, str]:
+    """For each feature of an SAE with an index of texts, the tokens that it fires on most."""
+    index = feature_index.find(model, sae.load(name)) if isinstance(model, LanguageModel) else None
+    return {} if index is None else _names(index.key, index, model)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _names(key: str, _index: feature_index.Index, _model: LanguageModel) -> dict[int, str]:
+    ids, at, values = _index.context_ids, _index.context_at, _index.context_values
+    feature, context = (at >= 0).nonzero()
+    column = at[feature, context]
+    sums: dict[int, dict[int, float]] = {}
+    for each, token, value in zip(
+        feature.tolist(),
+        ids[feature, context, column].tolist(),
+        values[feature, context, column].tolist(),
+        strict=True,
+    ):
+        own = sums.setdefault(each, {})
+        own[token] = own.get(token, 0.0) + value
+    found = {}
+    for each, own in sums.items():
+        best = sorted(own, key=lambda token: -own[token])[:2]
+        kept = [token for token in best if own[token] >= 0.15 * sum(own.values())] or best[:1]
+        texts = dict.fromkeys(_flat(_model.token_text(token)).strip() or "␣" for token in kept)
+        found[each] = ", ".join(texts)
+    return found
 
 
 def often(density: float) -> str:
@@ -36,14 +68,22 @@ def often(density: float) -> str:
     return f"on {100 * density:.2g} % of tokens" if density else "never fired"
 
 
-def panel(model: Model, experiment: Experiment, page: FeaturePage) -> None:
-    """All of it."""
+def turns(call: Call, lens: Call) -> bool:
+    """Whether an intervention is the dial of the feature whose page a lens is."""
+    settings, of = call.settings, lens.settings
+    return call.method in DIALS and settings["features"] == (of["feature"],) and settings["sae"] == of["sae"]
+
+
+def panel(model: Model, whole: Experiment, experiment: Experiment, page: FeaturePage) -> None:
+    """All of it: the feature without its own dial, and what the whole experiment comes to."""
     _head(model, page)
     left, right = st.columns(2, gap="medium")
     with left:
         _dial(page)
     with right:
-        _outcome(model, experiment)
+        _outcome(model, whole)
+    if isinstance(model, LanguageModel):
+        prompts.continued([whole], beside=True)
 
     def acted(value: dict[str, Any]) -> None:
         open_feature(int(value["open"]), page.sae)
@@ -76,7 +116,7 @@ def like(number: int, of: str) -> None:
 
 
 def _head(model: Model, page: FeaturePage) -> None:
-    st.markdown(f"##### #{page.feature} · {show.plain(title(page) or 'no tokens')}")
+    st.markdown(f"##### #{page.feature} · {show.plain(title(model, page) or 'no tokens')}")
     fires = (
         f"fires on {100 * page.density:.2g} % of {page.counted:,} tokens · maximum {page.maximum:.3g} · "
         f"mean where it fires {page.mean:.3g}"
@@ -102,11 +142,8 @@ def _head(model: Model, page: FeaturePage) -> None:
 
 def _chip(page: FeaturePage) -> int | None:
     """Which chip on the bar is this feature's dial."""
-    for at, chip in enumerate(bench().chips):
-        settings = chip.call.settings
-        if chip.call.method in DIALS and settings["features"] == (page.feature,) and settings["sae"] == page.sae:
-            return at
-    return None
+    lens = Call("feature_page", sae=page.sae, feature=page.feature)
+    return next((at for at, chip in enumerate(bench().chips) if turns(chip.call, lens)), None)
 
 
 def _dial(page: FeaturePage) -> None:
@@ -197,8 +234,6 @@ def _outcome(model: Model, experiment: Experiment) -> None:
     st.markdown("**What comes next**" if isinstance(model, LanguageModel) else "**What it sees**")
     hint = "thick: after your changes, thin: before" if earlier is not None else "Turn the dial to see this change."
     components.guesses("feature:next", items, None, hint)
-    if isinstance(model, LanguageModel):
-        prompts._continued(model, [experiment])
 
 
 def _all(lens: Call) -> Call:
@@ -230,7 +265,7 @@ def _logits(model: Model, page: FeaturePage) -> dict[str, Any]:
         most = int(counts.argmax())
         data["histogram"] = {
             "counts": counts.tolist(), "edges": edges.tolist(), "title": "How strongly it fires",
-            "low": f"{edges[0]:.2g}", "high": f"{edges[-1]:.2g}",
+            "low": f"{edges[0]:.3g}", "high": f"{edges[-1]:.3g}",
             "alt": f"Most of its activations lie between {edges[most]:.2g} and {edges[most + 1]:.2g}; "
                    f"the largest is {page.maximum:.3g}.",
         }  # fmt: skip
@@ -277,21 +312,21 @@ def where(grid: np.ndarray) -> str:
     return f"It fires most at row {row + 1}, column {column + 1} of {grid.shape[0]} by {grid.shape[1]}."
 
 
-def near(experiment: Experiment, page: FeaturePage) -> None:
+def near(model: Model, experiment: Experiment, page: FeaturePage) -> None:
     """The features near it, by name; a click opens one."""
     numbers = list(dict.fromkeys([*page.neighbours[:10].tolist(), *page.together[:8].tolist()]))
-    names: dict[int, str] = {}
+    called: dict[int, str] = {}
     if numbers:
         call = Call("feature_map", sae=page.sae, index=experiment.lens.settings["index"])
         found = jobs.run(dataclasses.replace(experiment, lens=call))
         assert isinstance(found, Table)
-        own = labels.of(page.sae)
-        names = {each: own.get(each) or _flat(found.rows[each]).strip() or "…" for each in numbers}
+        mine, fires = labels.of(page.sae), names(model, page.sae)
+        called = {each: mine.get(each) or fires.get(each) or _flat(found.rows[each]).strip() for each in numbers}
     links = [
         {
             "title": name,
             "items": [
-                {"feature": int(each), "label": names[int(each)], "value": f"{value:.2f}".replace("0.", ".", 1)}
+                {"feature": int(each), "label": called[int(each)], "value": f"{value:.2f}".replace("0.", ".", 1)}
                 for each, value in zip(features[:most], values[:most], strict=True)
             ],
         }
@@ -338,7 +373,9 @@ def _try(experiment: Experiment, page: FeaturePage) -> None:
 
 def _foot(model: Model, experiment: Experiment, page: FeaturePage) -> None:
     found = sae.load(page.sae)
-    st.caption(show.plain(" · ".join(facts(found))))
+    left = _left_out(experiment.digest, experiment, page.sae)
+    here = "this prompt" if isinstance(model, LanguageModel) else "this photo"
+    st.caption(show.plain(" · ".join([*facts(found), f"leaves out {100 * left:.2g} % of the variance on {here}"])))
     show.cost(experiment, page)
     with st.container(horizontal=True, gap="small"):
         st.button("Like this one", icon=":material/hub:", type="tertiary", on_click=like,
@@ -360,6 +397,11 @@ def _foot(model: Model, experiment: Experiment, page: FeaturePage) -> None:
             if st.button(f"Open in {name}", icon=":material/arrow_forward:", type="tertiary", key=f"to:{place}"):
                 take_along(kind, lens)
                 st.switch_page(f"pages/{place}.py")
+
+
+@st.cache_data(max_entries=500, show_spinner=False)
+def _left_out(key: str, _experiment: Experiment, name: str) -> float:
+    return evidence.left_out(_experiment, name)
 
 
 def facts(found: sae.SAE) -> list[str]:

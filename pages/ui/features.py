@@ -75,10 +75,10 @@ def working(model: Model) -> None:
         elif page is not None and opened is not None:
             _map(model, opened, page)
         if page is not None and opened is not None:
-            feature.near(opened, page)
+            feature.near(model, opened, page)
     with panel:
         if page is not None and opened is not None:
-            feature.panel(model, opened, page)
+            feature.panel(model, experiment, opened, page)
         elif saes.indexless(model, name):
             saes.index(model, name)
 
@@ -118,7 +118,10 @@ def _opened(experiment: Experiment, name: str, found: FeatureList | None) -> Exp
     else:
         settings["feature"] = 0
     st.session_state["open-feature"] = settings["feature"]
-    return dataclasses.replace(experiment, lens=Call("feature_page", **settings))
+    lens = Call("feature_page", **settings)
+    # its own dial left out: where it fires is asked of what comes to the dial
+    others = tuple(each for each in experiment.interventions if not feature.turns(each, lens))
+    return dataclasses.replace(experiment, lens=lens, interventions=others)
 
 
 def _page(opened: Experiment) -> FeaturePage | None:
@@ -162,7 +165,7 @@ def _search(model: Model, name: str, names: list[str]) -> None:
             on_change=lambda: _use(st.session_state["sae-choice"]),
         )  # fmt: skip
         st.button(
-            "Own", icon=":material/add:", key="own-sae", help="Add your own SAE, train one, or build an index",
+            "Your own", icon=":material/add:", key="own-sae", help="Add your own SAE, train one, or build an index",
             on_click=lambda: st.session_state.update({"own-open": not st.session_state.get("own-open", False)}),
         )  # fmt: skip
     with wide:
@@ -241,7 +244,7 @@ def _patches(model: VisionModel, sample: Image, page: FeaturePage | None) -> Non
     if page is None or page.here.ndim != 2:
         show.bare("features:photo", sample.picture, sample.sha256, str(sample), "")
         return
-    name = f"#{page.feature} {feature.title(page)}"
+    name = f"#{page.feature} {feature.title(model, page)}"
     fires = int((page.here > 0).sum())
     components.patches(
         "features:patches",
@@ -255,14 +258,14 @@ def _patches(model: VisionModel, sample: Image, page: FeaturePage | None) -> Non
             "label": "Patches of the photo",
             "note": f"{name} fires on {fires} of {page.here.size} patches. Click a patch to ask what fires there.",
         },
-        lambda value: look_at(int(value["at"])),
+        lambda value: look_at(model, int(value["at"])),
     )
 
 
 def _strip(model: LanguageModel, sample: Prompt, page: FeaturePage | None) -> None:
     tokens = model.tokens(sample.text)
     here = page.here if page is not None and page.here.shape == (len(tokens),) else np.zeros(len(tokens))
-    name = f"#{page.feature} {feature.title(page)}" if page is not None else "no feature"
+    name = f"#{page.feature} {feature.title(model, page)}" if page is not None else "no feature"
     scale = max(float(here.max(initial=0)), 0.4 * page.maximum if page is not None else 0.0) or 1.0
     what = f"fires on {int((here > 0).sum())} of {len(tokens)} tokens" if here.any() else "fires on none of them"
     components.strip(
@@ -276,7 +279,7 @@ def _strip(model: LanguageModel, sample: Prompt, page: FeaturePage | None) -> No
             "label": "The prompt's tokens",
             "note": f"{name} {what}. Click a token to ask which features fire there.",
         },
-        lambda value: look_at(int(value["at"])),
+        lambda value: look_at(model, int(value["at"])),
     )  # fmt: skip
     with st.popover("Another prompt", icon=":material/edit:", type="tertiary"):
         st.session_state["feature-prompt"] = sample.text
@@ -303,10 +306,12 @@ def _sampled(text: str) -> None:
         st.session_state["problem"] = str(problem)
 
 
-def look_at(place: int) -> None:
+def look_at(model: Model, place: int) -> None:
     """Ask which features fire at a token, or at a patch; the open feature stays open."""
     call, view = bench().lens, bench().view
-    kept = call.settings if call.method == "feature_lookup" else {"sae": _sae()}
+    # dense features fire strongly everywhere: what is rare says more of a place
+    by = "activation" if saes.indexless(model, _sae() or sae.first(model)) else "surprise"
+    kept = call.settings if call.method == "feature_lookup" else {"sae": _sae(), "by": by}
     change(lens=Call("feature_lookup", **{**kept, "positions": (place,)}), position=place,
            view=dataclasses.replace(view, feature=None, of=""))  # fmt: skip
 
@@ -322,6 +327,7 @@ def _list(model: Model, experiment: Experiment, found: FeatureList, name: str, p
         st.caption(show.plain(f"Features like #{call.settings['feature']}, by their {call.settings['by']}."))
     largest = float(np.abs(found.values).max(initial=0)) or 1.0
     own = {each: labels.of(each) for each in set(found.saes)}
+    fires = {each: feature.names(model, each) for each in set(found.saes)}
     items = []
     for at, number in enumerate(found.features.tolist()):
         of = found.saes[at] if found.saes else name
@@ -332,7 +338,8 @@ def _list(model: Model, experiment: Experiment, found: FeatureList, name: str, p
             {
                 "feature": number,
                 "sae": of,
-                "label": own[of].get(number) or visible_label(found.labels[at]) or f"feature {number}",
+                "label": own[of].get(number) or fires[of].get(number) or visible_label(found.labels[at]),
+                "promotes": visible_label(found.labels[at]) if fires[of] or number in own[of] else "",
                 "own": number in own[of],
                 "where": sae_name(of) if len(set(found.saes)) > 1 else "",
                 "value": f"{found.values[at]:.3g}",
@@ -344,14 +351,11 @@ def _list(model: Model, experiment: Experiment, found: FeatureList, name: str, p
                 **(_best(model, of, number) if isinstance(model, VisionModel) else {}),
             }
         )
-    units = f" Numbers: {found.units}." if found.units else ""
     components.feature_list(
         "features:list", items, _acted, f"{len(items)} features, best first", "No feature answers to this; try "
         "another word, or another kind of search.",
     )  # fmt: skip
-    if found.note:
-        st.caption(show.plain(found.note))
-    st.caption(show.plain(units.strip()))
+    st.caption(show.plain(" ".join(filter(None, (f"Numbers: {found.units}.", found.note)))))
     show.cost(experiment, found)
     with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
         share.explain(METHODS[call.method])
@@ -436,7 +440,8 @@ def _map(model: Model, opened: Experiment, page: FeaturePage) -> None:
     )  # fmt: skip
     x, y, density, maximum, here = table.values.T
     mine = labels.of(page.sae)
-    names = [visible_label(each) for each in table.rows]
+    fires = feature.names(model, page.sae)
+    names = [fires.get(each) or visible_label(row) for each, row in enumerate(table.rows)]
     if view.shown == "table":
         _table(table, names, mine)
         return
@@ -457,7 +462,7 @@ def _map(model: Model, opened: Experiment, page: FeaturePage) -> None:
             "by": "density" if view.shown == "density" else "activation", "low": low, "high": high, "note": note,
             "notes": [f"{feature.often(float(d))}" + (f", {h:.3g} here" if h > 0 else "")
                       for d, h in zip(density, here, strict=True)] if len(x) <= 4096 else None,
-            "label": f"Map of {len(x):,} features; #{page.feature} {feature.title(page)} is open. "
+            "label": f"Map of {len(x):,} features; #{page.feature} {feature.title(model, page)} is open. "
             "Arrows go to the next one, Enter opens it, plus and minus zoom.",
         },
         _acted,
@@ -467,8 +472,8 @@ def _map(model: Model, opened: Experiment, page: FeaturePage) -> None:
 
 def _unit(values: np.ndarray) -> np.ndarray:
     """From 0 to 1; the few that lie far out stand at the edge."""
-    low, high = np.quantile(values, (0.005, 0.995)) if len(values) else (0.0, 1.0)
-    low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
+    low, high = np.quantile(values, (0.03, 0.97)) if len(values) else (0.0, 1.0)
+    low, high = low - 0.2 * (high - low), high + 0.2 * (high - low)
     return (values - low) / (high - low or 1.0)
 
 
@@ -480,8 +485,8 @@ def _packed(shares: np.ndarray, kind: str) -> str:
 def _table(table: Table, names: list[str], mine: dict[int, str]) -> None:
     """The same as rows: sorted by a click on a column's head, opened by a click on a row."""
     rows = {
-        "feature": list(range(len(names))), "promotes": names,
-        "fires on (%)": 100 * table.values[:, 2], "maximum": table.values[:, 3], "here": table.values[:, 4],
+        "feature": list(range(len(names))), "fires on": names, "promotes": [visible_label(each) for each in table.rows],
+        "of tokens (%)": 100 * table.values[:, 2], "maximum": table.values[:, 3], "here": table.values[:, 4],
     }  # fmt: skip
     if mine:
         rows["yours"] = [mine.get(each, "") for each in rows["feature"]]

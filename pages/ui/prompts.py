@@ -111,7 +111,7 @@ def looking(model: LanguageModel) -> None:
     with left:
         for index, experiment in enumerate(experiments):
             _next(index, model, experiment)
-        _continued(model, experiments)
+        continued(experiments)
     with right:
         _choose_layer(model)
         for index, experiment in enumerate(experiments):
@@ -310,8 +310,8 @@ def _next(index: int, model: LanguageModel, experiment: Experiment) -> None:
     )
 
 
-def _continued(model: LanguageModel, experiments: list[Experiment]) -> None:
-    """The text as the model goes on with it, plain and changed, token by token."""
+def continued(experiments: list[Experiment], beside: bool = False) -> None:
+    """The text as the model goes on with it, plain and changed, token by token; one under the other, or beside it."""
     versions = [(title, version) for each in experiments for title, version in _versions(each)]
     kept: dict[str, str] = st.session_state.setdefault("continued", {})
     asked = st.button(
@@ -319,12 +319,14 @@ def _continued(model: LanguageModel, experiments: list[Experiment]) -> None:
         icon=":material/play_arrow:",
         help=f"The likeliest token each time, {CONTINUED} at most; with and without your changes.",
     )
-    for title, version in versions:
+    columns = st.columns(len(versions), gap="medium") if beside else [st.container() for _ in versions]
+    for column, (title, version) in zip(columns, versions, strict=True):
         if not asked and version.digest not in kept:
             continue
         assert isinstance(version.sample, Prompt)
-        st.caption(title)
-        place, text = st.empty(), kept.get(version.digest, "")
+        with column:
+            st.caption(title)
+            place, text = st.empty(), kept.get(version.digest, "")
         if version.digest not in kept:
             for piece in version.stream(CONTINUED):
                 text += piece

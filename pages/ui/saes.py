@@ -60,6 +60,7 @@ def _add(model: Model) -> None:
     if way == "Files":
         files = st.file_uploader(
             f"{sae.CONFIG} and {sae.WEIGHTS}, as SAELens saves them", accept_multiple_files=True, key="own-files",
+            max_upload_size=500,
             help="Checked before anything is kept. Larger ones than the upload takes: from a folder or Hugging Face.",
         )  # fmt: skip
         ready = bool(files)
