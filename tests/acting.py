@@ -6,7 +6,7 @@ from typing import Any
 
 from interp.methods import METHODS
 from interp.model import VisionModel
-from interp.samples import Prompt, PromptPair
+from interp.samples import Image, ImageSet, Prompt, PromptPair, TextSet
 from interp.sites import Site
 
 
@@ -25,13 +25,20 @@ def acting(model: Any, text: str = "The cat sat on the mat") -> dict[str, dict[s
         "hide_region": {"box": (0.1, 0.2, 0.6, 0.7), "by": "noise"},
         "randomize_weights": {"site": first},
         "add_noise": {"sigma": 0.5},
+        "ablate_feature": {"features": tuple(range(8))},
+        "clamp_feature": {"features": (0, 5), "value": 2.0},
+        "scale_feature": {"features": tuple(range(8)), "factor": 3.0},
     }
 
 
 def fitting(method: Any, sample: Any) -> Any:
-    """The sample, or a pair of prompts with it where a method looks at nothing else."""
-    if isinstance(sample, method.samples) or not isinstance(sample, Prompt):
+    """The sample, or a pair or set with it where a method looks at nothing else."""
+    if isinstance(sample, method.samples) or not isinstance(sample, Prompt | Image):
         return sample
+    if isinstance(sample, Image):
+        return ImageSet((sample,)) if ImageSet in method.samples else sample
+    if TextSet in method.samples:
+        return TextSet((sample.text, sample.text[::-1]))
     other = "".join(chr(ord("a") + (ord(each) - 96) % 26) if each.islower() else each for each in sample.text[:5])
     return PromptPair(sample.text, other + sample.text[5:], "e", "n")
 
@@ -48,6 +55,9 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "hide_region": {"box": (0.0, 0.0, 0.0, 0.0)},
     "randomize_weights": {"site": None},
     "add_noise": {"sigma": 0.0},
+    "ablate_feature": {"features": ()},
+    "clamp_feature": {"features": (), "value": 2.0},
+    "scale_feature": {"features": (0, 5), "factor": 1.0},
 }
 """Settings under which an intervention enters nothing."""
 

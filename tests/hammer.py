@@ -94,9 +94,9 @@ def language_jobs(model: LanguageModel) -> dict[str, Job]:
 
     for key, settings in acting(model, prompts[0]).items():
         method = METHODS[key]
-        if method.model_type is LanguageModel and method.refuses(model) is None:
+        if method.refuses(model) is None:
             blocks[key] = lambda m=method, s=settings: m(model, Prompt(prompts[0]), **s)  # type: ignore[misc]
-    lenses = [each for each in METHODS.values() if each.kind == "lens" and each.model_type is LanguageModel]
+    lenses = [each for each in METHODS.values() if each.kind == "lens" and isinstance(model, each.model_type)]
 
     def stream(prompt: str) -> list[str]:
         return list(model.generate(prompt, 6, temperature=1.0))
@@ -209,9 +209,9 @@ if __name__ == "__main__":
     if len(sys.argv) > 3:
         torch.set_num_threads(int(sys.argv[3]))
     if family in tiny.LANGUAGE:
-        subject = tiny.language(family)
+        subject = tiny.featured(tiny.language(family))
         report = hammer(subject, language_jobs(subject), seconds)
     else:
-        picture_model = tiny.vision(family)
+        picture_model = tiny.featured(tiny.vision(family))
         report = hammer(picture_model, vision_jobs(picture_model), seconds)
     print(json.dumps(report))

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from interp import sae
+from interp import feature_index, sae
 from interp.model import LanguageModel, Model, VisionModel
-from interp.samples import Image, Prompt
+from interp.samples import Image, ImageSet, Prompt, TextSet
 from interp.sites import Site
 
 VIT: dict[str, Any] = {
@@ -287,15 +287,21 @@ def write_sae(folder: Path, config: dict[str, Any], weights: dict[str, torch.Ten
 
 
 def featured(model: Any) -> Any:
-    """The model, with a random SAE for it in the store where it lies in the middle: a fifth of its features fire.
+    """The model, with a random SAE and its index in the store: of the middle layer, or the last map of images.
 
-    GPT-2 and Llama get a transcoder of an MLP besides.
+    A fifth of its features fire. GPT-2 and Llama get a transcoder of an MLP besides.
     """
     if sae.available(model):
         return model
     vision = isinstance(model, VisionModel)
     site = model.last_spatial if vision else Site("resid_post", 1)
-    _keep_random(model, "standard", site, site)
+    name = _keep_random(model, "standard", site, site)
+    data: Any = (
+        ImageSet(tuple(image(seed) for seed in range(5, 9)))
+        if vision
+        else TextSet(("The cat sat on the mat, and so did I.", "A dog ran, but the mat was on the cat."))
+    )
+    feature_index.build(model, sae.load(name), data)
     if model.family in ("gpt2", "llama"):
         mlp = Site("mlp_out", 1)
         _keep_random(model, "transcoder", Site("module", path=f"{model.address(mlp)}:in"), mlp)
