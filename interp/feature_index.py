@@ -431,7 +431,8 @@ def build(
     Raises:
         Unsuitable: the SAE is not for this model, or there is nothing to read.
     """
-    sae.check(model)
+    with hooks.alone():  # whether it fits depends on no intervention
+        sae.check(model)
     reader = _Reader(model, sae, context, batch)
     if isinstance(model, VisionModel):
         if isinstance(data, TextSet | str | Path):
@@ -443,7 +444,7 @@ def build(
         elif not isinstance(data, TextSet):
             raise Unsuitable(f"{model.name} reads texts; give texts.")
         source = _Texts(data, name, min(CHARACTERS, max(2**10, 2**29 // sae.d_sae)))
-    key = store.key_of("feature index", VERSION, model.digest, sae.digest, source.digest, source.name, context, seed)
+    key = store.key_of("feature index", VERSION, model.digest, sae.digest, source.digest, reader.context, seed)
     path = folder() / f"{key}.safetensors"
     with store._lock(key):
         if not path.exists():

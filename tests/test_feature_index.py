@@ -557,7 +557,7 @@ def test_it_is_made_once(model, monkeypatch, tmp_path):
     sae, data = sae_for(model, "resid_post.1", 16), TextSet(("abc",))
     first = build(model, sae, data)
     monkeypatch.setattr(Pass, "add", None)
-    assert build(model, sae, data).key == first.key
+    assert build(model, sae, data, name="another name").key == first.key
     assert build(model, sae, data).path == store.folder() / "indexes" / f"{first.key}.safetensors"
 
 
@@ -604,3 +604,36 @@ def test_the_bins_are_a_quarter_of_an_octave_each_and_the_outer_ones_hold_the_re
     seen.add(Chunk.of_text(0, zeros, zeros, np.arange(n, dtype=np.int32)), np.arange(n), np.zeros(n, np.int64), values)
     inner = np.clip(values, EDGES[0], np.nextafter(EDGES[-1], 0))
     np.testing.assert_array_equal(seen.histogram[0], np.histogram(inner, EDGES)[0])
+
+
+def test_the_fit_builds_the_same_index_and_gives_its_key(monkeypatch, tmp_path):
+    from safetensors.torch import save_file
+
+    from interp import sae as saes
+    from interp.methods import METHODS
+
+    monkeypatch.setenv("ACTISCOPE_STORE", str(tmp_path / "store"))
+    for model, site, data in (
+        (tiny.language("llama"), "resid_post.1", TextSet(documents(20, 0))),
+        (tiny.vision("resnet"), "stage.1", ImageSet((tiny.image(0), tiny.image(1)))),
+    ):
+        made = sae_for(model, site, 16)
+        folder = tmp_path / site
+        folder.mkdir()
+        (folder / "cfg.json").write_text(json.dumps(dict(made.config)))
+        save_file(dict(made.weights), folder / "sae_weights.safetensors")
+        kept = saes.load(saes.keep(folder))
+        method = METHODS["build_index"]
+        key = method(model, data, sae=kept.name, name="mine")
+        assert find(model, kept, key).name == "mine" and key == build(model, kept, data, name="mine").key
+        with model.edit({site: lambda x: 0 * x}):  # of the unchanged model, whatever is in force
+            index = find(model, kept, method(model, data, sae=kept.name, seed=1))
+        np.testing.assert_array_equal(index.count, find(model, kept, key).count)
+        forwards, _ = method.estimate(model, {"sae": kept.name}, data)
+        with progress.meter() as spent:
+            build(model, kept, data, seed=2)
+        # beside the images one that tells the size of their maps, and one whose slopes the logits are
+        assert abs(spent.forwards - forwards - 2 * isinstance(model, VisionModel)) <= 0.5 * forwards
+        other = ImageSet((tiny.image(0),)) if isinstance(model, LanguageModel) else TextSet(("a",))
+        with pytest.raises(Unsuitable, match="is made over"):
+            method(model, other, sae=kept.name)
