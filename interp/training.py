@@ -87,7 +87,7 @@ class Spec:
     coefficient: float | None = None
     samples: int = 1_000_000
     batch: int = 1024
-    lr: float = 1e-3
+    lr: float = 3e-3
     seed: int = 0
     context: int = 256
     checkpoint: int = 250
@@ -343,6 +343,8 @@ def _trainable(spec: Spec, d_in: int, d_out: int) -> Any:
     settings["matryoshka_widths"] = sorted({max(1, spec.d_sae // 16), max(1, spec.d_sae // 4), spec.d_sae})
     if spec.coefficient is not None:
         settings |= {"l1_coefficient": spec.coefficient, "l0_coefficient": spec.coefficient}
+    if spec.architecture == "matching_pursuit":
+        settings["decoder_init_norm"] = 1.0  # or SAELens warns that it takes that
     if Site.parse(spec.site).kind == "z":
         settings["reshape_activations"] = "hook_z"
     if spec.target is not None:

@@ -36,11 +36,12 @@ from interp.training import Spec, train
 DOCUMENTS = 130_000
 PUBLIC = 0.2
 """Share of public text, by characters."""
-PICTURES, HELD_OUT = 14_000, 2_100
-"""Photos to train on, and to measure on."""
-WIDTHS = {"resid_post": 1024, "mlp": 1024, "stage": 1536}
-ACTIVE = {"resid_post": 12, "mlp": 16, "stage": 20}
-STEPS = {"resid_post": 3000, "mlp": 3000, "stage": 2500}
+DRAWN, PICTURES, HELD_OUT = 14_000, 6_000, 1_000
+"""Photos in an order drawn once, how many of them are trained on, and how many others measured on."""
+ACTIVE = {
+    "resid_post.0": 10, "resid_post.1": 12, "resid_post.2": 16, "resid_post.3": 16, "mlp": 16, "stage": 20,
+}  # fmt: skip
+"""k: active features per token or position."""
 NAMES = (
     *(f"stories/resid_post.{layer}" for layer in (2, 1, 3, 0)),
     "photos/stage.7",
@@ -80,7 +81,7 @@ def photos(folder: Path, work: Path) -> tuple[Path, Path]:
         for each in both:
             for index in range(len(each)):
                 pools[int(each.held_out[index])].append((each, index))
-        trained, kept = rng.sample(pools[0], PICTURES), rng.sample(pools[1], HELD_OUT)
+        trained, kept = rng.sample(pools[0], DRAWN)[:PICTURES], rng.sample(pools[1], HELD_OUT)
         _pack(kept, held)
         packed = work / "photos-train.npz"
         _pack(trained, packed)
@@ -104,11 +105,15 @@ def _pack(chosen: list[tuple[Photos, int]], path: Path) -> None:
     np.savez(path, x=np.frombuffer(b"".join(jpegs), np.uint8), off=offsets)
 
 
+def active(what: str) -> int:
+    return ACTIVE.get(what) or ACTIVE[what.partition(".")[0]]
+
+
 def spec(name: str, options: argparse.Namespace) -> Spec:
     model, _, what = name.partition("/")
     kind, _, layer = what.partition(".")
     common: dict[str, Any] = {
-        "model": model, "d_sae": WIDTHS[kind], "k": ACTIVE[kind], "samples": STEPS[kind] * 1024,
+        "model": model, "d_sae": 1024, "k": active(what), "lr": 3e-3, "samples": 1500 * 1024,
     }  # fmt: skip
     if model == "photos":
         activations, held = photos(options.photos, options.work)
@@ -129,8 +134,8 @@ def card(name: str, config: dict[str, Any]) -> str:
         f"A {'transcoder' if transcoder else 'sparse autoencoder'} of `{model}`: {config['d_sae']} features of "
         + (f"what the MLP of layer {what.split('.')[1]} reads, that write what it adds to the residual stream."
            if transcoder else f"`{found['site']}`."), "",
-        f"- **Training**: BatchTopK (Bussmann, Leask, Nanda 2024) with k {ACTIVE[what.split('.')[0]]}, by SAELens, on "
-        f"{found['samples']:,} activations; Adam, learning rate 1e-3 that falls to 0; seed {found['seed']}. Saved as "
+        f"- **Training**: BatchTopK (Bussmann, Leask, Nanda 2024) with k {active(what)}, by SAELens, on "
+        f"{found['samples']:,} activations; Adam, learning rate 3e-3 that falls to 0; seed {found['seed']}. Saved as "
         "JumpReLU with one threshold.",
         f"- **Data**: {LICENCES[model]}.", "",
         f"On {heldout}:", "", "| | |", "|---|--:|",

@@ -38,7 +38,7 @@ def train_sae(
     d_sae: Annotated[int, Range(2, 131_072)] = 512,
     k: Annotated[float, Range(0.1, 4096)] = 12,
     samples: Annotated[int, Range(1024, 10**9)] = 200_000,
-    lr: Annotated[float, Range(1e-6, 1)] = 1e-3,
+    lr: Annotated[float, Range(1e-6, 1)] = 3e-3,
     seed: int = 0,
 ) -> str:
     """Learn a dictionary of features whose few active ones add up to the activations at a site.
