@@ -17,6 +17,8 @@ SHARE, PROMOTED, CONTEXT, ALIKE, TOGETHER, WORD = range(6)
 with it; a token stands in a context."""
 REACH = 4
 """A context's tokens are those so near before the one that fired, and the next."""
+SELDOM = 20
+"""Firing together counts half where the rarer of two features fired on so many tokens."""
 COMMON = 0.05
 """Tokens in more than this share of the contexts join nothing."""
 
@@ -62,21 +64,21 @@ class Spread:
     rounds: int
 
 
-def spread(net: Net, seeds: Float[np.ndarray, node], cutoff: float) -> Spread:
+def spread(net: Net, seeds: Float[np.ndarray, node], cutoff: float, hops: int | None = None) -> Spread:
     """Breadth-first from the seeds, until nothing new is reached; every node fires once, in the round after the first
     in which something reached it.
 
         a_j <- min(1, a_j + sum_i a_i w'_ij),     w' = (w - c) / (1 - c) for w > c,  else no edge
 
     The sum runs over all i that fire in this round; what reaches a node after it has fired raises it, but goes no
-    further. Each c gives a subset of what a lower one reaches.
+    further. Each c gives a subset of what a lower one reaches. hops: nodes further from the seeds take no part.
     """
     a = seeds.astype(np.float64)
     source, kind = np.full(len(a), -1), np.full(len(a), -1)
     most = np.where(a > 0, np.inf, 0.0)
     fired = np.zeros(len(a), bool)
     front, rounds = np.flatnonzero(a > 0), 0
-    while len(front):
+    while len(front) and rounds != hops:
         progress.check()
         fired[front] = True
         counts = net.starts[front + 1] - net.starts[front]
@@ -121,12 +123,13 @@ def graph(index: Index, vocabulary: int) -> Graph:
     """The graph of an index.
 
     feature - token:    the share of its contexts' activation that lies on the token;
-                        its gain of the token's logit, relative to what strong features promote most
+                        the part that the token has of its 12 largest logit gains, above the least of these
     feature - context:  its activation there over its maximum
     feature - feature:  the cosine of the decoder rows; the Jaccard similarity of the tokens on which both fire
     token - context:    how rare the token is among contexts, ln(1/share) / ln(number of contexts)
 
-    What comes from contexts is divided by how many there are at that node, so that it gets their mean.
+    What comes from contexts is divided by how many there are at that node, so that it gets their mean; what a token
+    gives to features by the root of the sum of its edges to them, so that a token of many says less of each.
     """
     features = index.n_features
     sources: list[np.ndarray] = []
@@ -136,7 +139,7 @@ def graph(index: Index, vocabulary: int) -> Graph:
     kinds: list[np.ndarray] = []
 
     def join(a: np.ndarray, b: np.ndarray, w: np.ndarray, kind: int, back: np.ndarray | float = 1.0) -> None:
-        """Edges a -> b and b -> a; `back`: what the latter are divided by."""
+        """Edges a -> b and b -> a; back: what the latter are divided by."""
         for one, other, divisor in ((a, b, 1.0), (b, a, back)):
             sources.append(one.astype(np.int64))
             targets.append(other.astype(np.int64))
@@ -152,7 +155,9 @@ def graph(index: Index, vocabulary: int) -> Graph:
         code, place = np.unique(feature * vocabulary + token, return_inverse=True)
         on = np.bincount(place, values[feature, context, column])
         total = np.bincount(code // vocabulary, on, features)
-        join(code // vocabulary, features + code % vocabulary, on / total[code // vocabulary], SHARE)
+        share = on / total[code // vocabulary]
+        fan = np.bincount(code % vocabulary, share, vocabulary).clip(min=1) ** 0.5
+        join(code // vocabulary, features + code % vocabulary, share, SHARE, back=fan[code % vocabulary])
     feature, context = (documents >= 0).nonzero()
     node = np.searchsorted(names, documents[feature, context])
     highest = np.take_along_axis(values, np.maximum(index.context_at, 0)[..., None].astype(np.int64), 2)[..., 0]
@@ -175,6 +180,9 @@ def graph(index: Index, vocabulary: int) -> Graph:
         join(features + token, features + vocabulary + node, rarity, WORD, back=np.maximum(times, 1)[token])
     for what, kind in (("neighbour", ALIKE), ("together", TOGETHER)):
         other, value = getattr(index, f"{what}_ids"), getattr(index, f"{what}_values").astype(np.float64)
+        if kind == TOGETHER:  # of two that hardly ever fire it says little that they did so together
+            fewer = np.minimum(index.count[:, None], index.count[other])
+            value = value * fewer / (fewer + SELDOM)
         feature, column = ((other >= 0) & (value > 0)).nonzero()
         code = np.stack([feature, other[feature, column]])
         # a pair that both list is one edge
@@ -182,10 +190,10 @@ def graph(index: Index, vocabulary: int) -> Graph:
         join(code[0], code[1], value[feature, column][first].clip(0, 1), kind)
     if hasattr(index, "promoted_ids") and ids.shape[-1]:
         gains = index.promoted_values.astype(np.float64)
-        alive = gains[index.count > 0, 0] if (index.count > 0).any() else gains[:, 0]
-        strong = max(float(np.quantile(alive, 0.9)), 1e-12)
+        gains = gains - gains[:, -1:]
+        part = gains / np.maximum(gains.sum(1, keepdims=True), 1e-12)
         feature = np.repeat(np.arange(features), gains.shape[1])
-        join(feature, features + index.promoted_ids.ravel(), (gains / strong).clip(0, 1).ravel(), PROMOTED)
+        join(feature, features + index.promoted_ids.ravel(), part.ravel(), PROMOTED)
     parts = [np.concatenate(each) for each in (sources, targets, weights, shares, kinds)]
     return Graph(Net.of(features + vocabulary + len(names), *parts), features, vocabulary, names)
 

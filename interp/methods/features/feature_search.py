@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -40,15 +40,19 @@ PAPER = Paper(
     "arXiv",
     "https://arxiv.org/abs/2512.15922",
 )
-How = Literal["best", "contexts", "promoted", "prompt", "spreading"]
+How = Literal["best", "contexts", "read", "promoted", "prompt", "spreading"]
 NEAR = 3
 """How many tokens before the one that fires a word still counts, by half."""
 CLEAR = 3.0
 """A gain of so many of a feature's own spreads over the vocabulary is worth a place in the best."""
 FUSED, DEPTH = 5, 50
 """In the best of all ways a feature gets 1 / (5 + rank) for each of the first 50 that it is among."""
-SEEDS = 20
-"""The features of a prompt that activation spreads from."""
+SEEDS, HOPS = 8, 2
+"""Activation spreads from so many of the features that fire, so far."""
+EXAMPLES = 32
+"""A word is read again in so many of the contexts in which it stands."""
+EARLIER = 1 / 3
+"""What a prompt's tokens before the last one count: a prompt is typed for what is to come next."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def feature_search(
     sae: Annotated[str, SAEName()] = "",
     words: str = "",
     how: How = "best",
-    cutoff: Annotated[float, Range(0, 0.95)] = 0.4,
+    cutoff: Annotated[float, Range(0, 0.95)] = 0.2,
     threshold: Annotated[float, Range(0, 1)] = 0.02,
     top: Annotated[int, Range(1, 200)] = 20,
     index: str = "",
@@ -76,18 +80,21 @@ def feature_search(
     """Find features by a word or by the prompt: in their contexts, in what they promote, or along their connections.
 
         contexts:   s_i = share_i exclusive_i n_i / (n_i + 2)
+        read:       s_i = mean_t f_i(t) / sqrt(max f_i) * -ln(density_i),   t where the word stands, or beside it
         promoted:   s_i = <d_i, norm' (u_v - mean u)> / (standard deviation of the same over all v)
-        prompt:     s_i = max_t f_i(t) / max f_i * -ln(density_i)
+        prompt:     s_i = max_t c_t f_i(t) / sqrt(max f_i) * -ln(density_i),   c = 1 for the last token, 1/3 before
         spreading:  a_j <- min(1, a_j + sum_i a_i (w_ij - c) / (1 - c)),  w_ij > c, from the word or the prompt
         best:       sum over the ways of 1 / (5 + rank)
 
     share_i of the activation in feature i's contexts lies on the word, and that is where it fired in n_i of them, the
-    part exclusive_i; directly before or after the word counts half. u are the unembedding's rows behind the final norm.
+    part exclusive_i; directly before or after the word counts half. To read is to run the model on up to 32 contexts
+    in which the word stands, whoever's they are. u are the unembedding's rows behind the final norm.
 
     Activation spreads over a graph of features, tokens and contexts: a feature and a token, by the share of its
     activation there or by what it promotes; a feature and a context, by its activation over its maximum; two features,
     by the cosine of their decoder rows or the tokens they share; a token and a context it stands in, by its rarity.
-    Breadth-first, each node passes on once what it has when it is reached; those above the threshold are found.
+    Breadth-first, two steps far, each node passes on once what it has when it is reached; those above the threshold
+    are found. It begins at the tokens and at the features that fire most on the word, or on the prompt.
 
     Args:
         sae: The SAE or transcoder; the model's own past the middle unless given.
@@ -115,19 +122,26 @@ def feature_search(
     known = need_index(model, found, index)
     (seen,), _ = look(model, sample, [found])
     asked = words.split()
-    if not asked and how in ("contexts", "promoted"):
+    if not asked and how in ("contexts", "read", "promoted"):
         raise Unsuitable("Type a word to look for, or search by the prompt.")
     ways: dict[str, Callable[[], Found]] = {
         "contexts": lambda: in_contexts(model, known, asked),
+        "read": lambda: either(*read_again(model, found, known, asked)),
         "promoted": lambda: in_promoted(model, found, known, asked),
         "prompt": lambda: by_prompt(model, sample, seen, known),
-        "spreading": lambda: by_spreading(model, sample, seen, known, asked, cutoff, threshold),
+        "spreading": lambda: by_spreading(
+            model, known, asked, ways["read" if asked else "prompt"](), cutoff, threshold
+        ),
     }
-    if how == "best":
-        chosen = ("contexts", "promoted", "spreading") if asked else ("prompt", "spreading")
-        answer = fused([ways[each]() for each in chosen])
-    else:
+    if how != "best":
         answer = ways[how]()
+    elif asked:
+        answer = fused(
+            [ways["contexts"](), *read_again(model, found, known, asked), ways["promoted"](), ways["spreading"]()],
+            (1, 1, 1, 1, 0.5),
+        )
+    else:
+        answer = fused([ways["prompt"](), ways["spreading"]()], (1, 0.5))
     features = best(np.where(known.count > 0, answer.scores, 0), top)
     return listed(
         model, [(found, int(each)) for each in features], answer.scores[features], answer.units, {found.name: known},
@@ -137,19 +151,27 @@ def feature_search(
     )  # fmt: skip
 
 
-def fused(ways: Sequence[Found]) -> Found:
-    """Reciprocal ranks added up: sum of 1 / (5 + rank), for those among the first 50."""
+def fused(ways: Sequence[Found], weights: Sequence[float]) -> Found:
+    """Reciprocal ranks added up: sum of w / (5 + rank), for those among the first 50 of a way."""
     scores = np.zeros_like(ways[0].scores)
-    among: dict[int, list[tuple[int, int]]] = {}
-    for number, way in enumerate(ways):
+    among: dict[int, list[tuple[float, int]]] = {}
+    for number, (way, weight) in enumerate(zip(ways, weights, strict=True)):
         least = CLEAR if way.units == "spreads" else 0.0
         for rank, feature in enumerate(best(np.where(way.scores >= least, way.scores, 0), DEPTH), 1):
-            scores[feature] += 1 / (FUSED + rank)
-            among.setdefault(int(feature), []).append((rank, number))
+            scores[feature] += weight / (FUSED + rank)
+            among.setdefault(int(feature), []).append((-weight / (FUSED + rank), number))
     return Found(
         scores, "reciprocal rank",
         lambda each: "; ".join(dict.fromkeys(ways[number].why(each) for _, number in sorted(among.get(each, ()))[:2])),
     )  # fmt: skip
+
+
+def either(on: Found, beside: Found) -> Found:
+    """The better of the two, what stands beside the word for a little less."""
+    less = 0.7 * beside.scores
+    return Found(
+        np.maximum(on.scores, less), on.units, lambda each: (on if on.scores[each] >= less[each] else beside).why(each)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ where words are
@@ -339,15 +361,91 @@ def ids_of(model: Any, word: str) -> list[int]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------- prompts, and spreading
+# ------------------------------------------------------------------------------------------------------- what fires
+
+
+def rarity(index: Index) -> Float[np.ndarray, feature]:
+    """-ln(density); one more token, on which everything fires, keeps it finite for those that never did."""
+    return -np.log((index.count + 1) / (index.n_tokens + 1))
+
+
+def read_again(model: Model, found: SAE, index: Index, words: Sequence[str]) -> tuple[Found, Found]:
+    """Features that fire on the words, and directly beside them, when contexts in which these stand are read again.
+
+    For a class of words (plurals, crimes): the contexts of its feature hold few of each, but on each it fires.
+    """
+    if not isinstance(model, LanguageModel):
+        none = Found(np.zeros(found.d_sae), "sqrt(activation) x nat", lambda _: "")
+        return none, none
+    with hooks.alone():  # as the index was made
+        each = [
+            model.cached(("read again", index.key, word), partial(_read_again, model, found, index, word))
+            for word in words
+        ]
+    worth = rarity(index) / np.sqrt(np.maximum(index.maximum, 1e-12))
+    means = np.mean([one for one, _ in each], 0) * worth
+    steps = np.array([-1, 1, 2, 3])
+    name = " or ".join(map(repr, words))
+
+    def beside(feature: int) -> str:
+        step = int(steps[means[1:, feature].argmax()])
+        return f"fires {'before' if step < 0 else f'{step} after' if step > 1 else 'after'} {name} where it is read"
+
+    shares = np.mean([one for _, one in each], 0)
+    return (
+        Found(means[0], "sqrt(activation) x nat", lambda feature: f"fires on {shares[feature]:.0%} of {name} read"),
+        Found(means[1:].max(0), "sqrt(activation) x nat", beside),
+    )
+
+
+def _read_again(model: LanguageModel, found: SAE, index: Index, word: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean activations [place, feature] on the word and at -1, 1, 2, 3 beside it; the share on which each fires."""
+    own = _contexts(index)
+    hits, _ = occurrences(model, word, own.ids)
+    feature, context = np.nonzero(hits.any(2))
+    # one of each document, evenly over all
+    first = np.unique(index.context_documents[feature, context], return_index=True)[1]
+    chosen = first[np.linspace(0, len(first) - 1, min(EXAMPLES, len(first))).astype(int)] if len(first) else first
+    rows = [own.ids[feature[each], context[each]] for each in chosen]
+    marks = [hits[feature[each], context[each]][row >= 0] for each, row in zip(chosen, rows, strict=True)]
+    texts = [row[row >= 0].tolist() for row in rows]
+    if not texts:
+        texts = [model.tokenizer(" " + word, add_special_tokens=False)["input_ids"]]
+        marks = [np.ones(len(texts[0]), bool)]
+    special = set(getattr(model.tokenizer, "all_special_ids", ()))
+    lead = [each for each in model.tokenizer(word)["input_ids"][:1] if each in special]
+    longest = len(lead) + max(map(len, texts))
+    # what stands behind a text has no effect on it in a causal model
+    ids = torch.tensor([lead + each + [each[-1]] * (longest - len(lead) - len(each)) for each in texts])
+    with torch.no_grad(), model.record([found.site]) as seen:
+        model(ids.to(model.device), keep=1)
+        x = found.rows(seen[found.site], model)
+    total, count = np.zeros((5, found.d_sae)), np.zeros(5)
+    fires = np.zeros(found.d_sae)
+    for row, text, mark in zip(x, texts, marks, strict=True):
+        with torch.no_grad():
+            f = found.encode(row[len(lead) : len(lead) + len(text)]).clamp(min=0).double().cpu().numpy()
+        fires += np.count_nonzero(f[mark], 0)
+        for place, step in enumerate((0, -1, 1, 2, 3)):
+            at = np.flatnonzero(mark) + step
+            at = at[(at >= 0) & (at < len(text))]
+            at = at[~mark[at]] if step else at
+            total[place] += f[at].sum(0)
+            count[place] += len(at)
+    return total / np.maximum(count, 1)[:, None], fires / max(count[0], 1)
 
 
 def by_prompt(model: Model, sample: Prompt | Image, seen: Seen, index: Index) -> Found:
-    """Features that fire on the sample, those that seldom do first."""
+    """Features that fire on the sample, at its end above all, those that seldom do first."""
     f = seen.encode().clamp(min=0)
+    share = f.amax(0).double().cpu().numpy()
+    weight = torch.ones(len(f), 1, device=f.device)
+    if isinstance(sample, Prompt):
+        weight[seen.places != seen.places.max()] = EARLIER
+    f = f * weight
     highest = f.amax(0).double().cpu().numpy()
-    share = highest / np.maximum(np.maximum(index.maximum, highest), 1e-12)
-    rare = -np.log((index.count + 1) / (index.n_tokens + 1))
+    most = np.maximum(np.maximum(index.maximum, share), 1e-12)
+    share = share / most
     tokens, where = shown_tokens(model, sample), f.argmax(0).cpu().numpy()
 
     def why(feature: int) -> str:
@@ -355,28 +453,18 @@ def by_prompt(model: Model, sample: Prompt | Image, seen: Seen, index: Index) ->
         name = repr(tokens[place]) if tokens else f"row {place // seen.shape[-1]}, column {place % seen.shape[-1]}"
         return f"fires on {name} at {share[feature]:.0%} of its maximum"
 
-    return Found(share * rare, "share of the maximum x nat", why)
+    return Found(highest / np.sqrt(most) * rarity(index), "sqrt(activation) x nat", why)
 
 
-def by_spreading(
-    model: Model, sample: Prompt | Image, seen: Seen, index: Index, words: Sequence[str], cutoff: float, least: float
-) -> Found:
-    """Features that activation reaches from the words, or from what fires on the sample."""
+def by_spreading(model: Model, index: Index, words: Sequence[str], firing: Found, cutoff: float, least: float) -> Found:
+    """Features that activation reaches from the words, and from those that fire there or on the sample."""
     size = model.config.vocab_size if isinstance(model, LanguageModel) else len(getattr(model, "labels", ()))
     graph = _spreading.graph(index, size)
     seeds = np.zeros(len(graph.net.starts) - 1)
-    names: dict[int, str] = {}
-    if words:
-        for word in words:
-            ids = ids_of(model, word)
-            names |= {graph.features + each: word for each in ids}
-            seeds[graph.token(np.array(ids, int))] = 1
-    else:
-        found = by_prompt(model, sample, seen, index)
-        some = best(found.scores, SEEDS)
-        seeds[some] = found.scores[some] / found.scores[some].max(initial=1e-12)
-        names |= {int(each): found.why(int(each)) for each in some}
-    reached = _spreading.spread(graph.net, seeds, cutoff)
+    some = best(firing.scores, SEEDS)
+    seeds[some] = firing.scores[some] / firing.scores[some].max(initial=1e-12)
+    seeds[graph.token(np.array([each for word in words for each in ids_of(model, word)], int))] = 1
+    reached = _spreading.spread(graph.net, seeds, cutoff, HOPS)
     scores = np.where(reached.activation >= least, reached.activation, 0)[: graph.features]
 
     def text(node: int) -> str:
@@ -402,7 +490,7 @@ def by_spreading(
             return "by way of a context" if target < graph.features else f"where #{source} fires"
         return f"with {text(source if source < target else target)}" if kind == _spreading.WORD else ""
 
-    return Found(
-        scores, "activation",
-        lambda feature: _spreading.path(reached, feature, lambda node: names.get(node, ""), told),
-    )  # fmt: skip
+    def name(node: int) -> str:
+        return firing.why(node) if node < graph.features else ""
+
+    return Found(scores, "activation", lambda feature: _spreading.path(reached, feature, name, told))
