@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -513,6 +513,10 @@ def _passed(
 def _write(path: Path, arrays: dict[str, Array], metadata: dict[str, str]) -> None:
     """Write so that a reader, and the next run, sees all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob("*.new"):  # by a run that was killed while it wrote
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, new, metadata)

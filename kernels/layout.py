@@ -52,9 +52,9 @@ def layout(
     that falls with their distance, made symmetric (w + w' - w w') and of sum 1 at the average point:
 
         y_i += r ( sum_j w_ij 2 (y_j - y_i) / (1 + |y_j - y_i|^2)
-                   + sum_m 2 (y_i - y_m) / ((1/10 + |y_i - y_m|^2) (1 + |y_i - y_m|^2)) / n_m )
+                   + sum_m 2 (y_i - y_m) / ((1/10 + |y_i - y_m|^2) (1 + |y_i - y_m|^2)) )
 
-    j: its neighbours, and those it is a neighbour of; m: others drawn anew in each step.
+    j: its neighbours, and those it is a neighbour of; m: five others drawn anew in each step.
 
     Args:
         near: `neighbours(vectors, k)`, where that is at hand.
@@ -75,7 +75,7 @@ def layout(
         others = generator.integers(0, n, (n, REPELLED))
         away = y[:, None] - y[others]
         square = (away * away).sum(2, keepdims=True)
-        move = (away * (2 / ((0.1 + square) * (1 + square)))).mean(1)
+        move = (away * (2 / ((0.1 + square) * (1 + square)))).sum(1)
         for axis in (0, 1):
             move[:, axis] += np.bincount(source, pull[:, axis], n)
         y += rate * np.clip(move, -4, 4)
