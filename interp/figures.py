@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import PIL.Image
 
-from interp.results import Curve, Heatmap, Result, Table, TokenGrid, TokenScores, resize
+from interp.results import Curve, FeatureList, FeaturePage, Heatmap, Result, Table, TokenGrid, TokenScores, resize
 
 Colours = Literal["viridis", "cividis", "blue-vermilion", "grey"]
 View = Literal["pixels", "patches", "superpixels"]
@@ -291,6 +291,30 @@ def _(result: TokenGrid, sheet: str | None = None, **_: Any) -> Any:
     chart.update_yaxes(tickvals=list(range(len(result.rows))), ticktext=list(result.rows), autorange="reversed")
     # by number, as a token may stand in several columns
     return chart.update_xaxes(tickvals=list(range(len(result.columns))), ticktext=list(result.columns))
+
+
+@figure.register
+def _(result: FeatureList, **_: Any) -> Any:
+    import plotly.graph_objects as go
+
+    places = list(range(len(result.features)))
+    names = [f"#{n} {label}" for n, label in zip(result.features.tolist(), result.labels, strict=True)]
+    chart = go.Figure(go.Bar(y=places, x=result.values, orientation="h", customdata=result.reasons or names,
+                             hovertemplate="%{customdata}: %{x:.3g}<extra></extra>"))  # fmt: skip
+    chart.update_yaxes(tickvals=places, ticktext=names, autorange="reversed")
+    return chart.update_xaxes(title=result.units)
+
+
+@figure.register
+def _(result: FeaturePage, **_: Any) -> Any:
+    import plotly.graph_objects as go
+
+    words = [*result.promoted, *result.suppressed[::-1]]
+    values = np.concatenate([result.gains, result.losses[::-1]])
+    places = list(range(len(words)))
+    chart = go.Figure(go.Bar(y=places, x=values, orientation="h"))
+    chart.update_yaxes(tickvals=places, ticktext=words, autorange="reversed")
+    return chart.update_layout(title=f"#{result.feature} of {result.sae}", xaxis_title="logit per unit of activation")
 
 
 @figure.register

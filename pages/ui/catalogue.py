@@ -11,13 +11,25 @@ import streamlit as st
 
 from interp import Unsuitable, zoo
 from interp.catalogue import cost_text, families
+from interp.method import Method
 from interp.methods import METHODS
 from interp.model import LanguageModel
-from interp.results import Graph, Heatmap, TokenGrid
+from interp.results import FeatureList, FeaturePage, Graph, Heatmap, TokenGrid
 from interp.samples import Image, Prompt, PromptPair
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import choose_lens, opening
-from pages.ui.bench import PAGES, Bench, bench, first, first_pair, first_prompt, page_of, turn_to_kind, use_model
+from pages.ui.bench import (
+    PAGES,
+    Bench,
+    bench,
+    first,
+    first_feature,
+    first_pair,
+    first_prompt,
+    page_of,
+    turn_to_kind,
+    use_model,
+)
 
 HOSTED = os.environ.get("ACTISCOPE_HOSTED") == "1"
 """On a server for strangers nobody may name a folder of it."""
@@ -54,11 +66,18 @@ def methods() -> None:
             share.explain(method)
             st.caption(f"Cost: {cost_text(method)}. In the library: `interp.methods.{method.family}.{method.key}`.")
             page = page_of(method)
+            if method.family == "features" and not _shown(method):
+                page = None
             if method.kind == "lens" and page and st.button("Use it", icon=":material/visibility:"):
                 kind = Prompt if method.model_type is LanguageModel else Image
-                turn_to_kind(PromptPair if method.family == "circuits" else kind)
+                turn_to_kind({"circuits": PromptPair, "features": FeaturePage}.get(method.family, kind))
                 choose_lens(method.key)
                 st.switch_page(page)
+
+
+def _shown(method: Method) -> bool:
+    """Whether a method of features is one that the Features page shows: of one prompt or photo."""
+    return Prompt in method.samples or Image in method.samples
 
 
 def _card(key: str, selected: bool) -> dict[str, Any]:
@@ -72,7 +91,11 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
     }
     start: Bench = first_prompt() if method.model_type is LanguageModel else first()
     start = first_pair() if method.family == "circuits" else start
+    if method.kind == "fit" or (method.family == "features" and not _shown(method)):
+        return item | {"wait": "on texts or photos"}
     try:
+        if method.family == "features" or any(control.kind == "features" for control in method.controls):
+            start = first_feature()
         experiment = start.experiment
         if method.kind == "intervention":
             if method.refuses(zoo.load(start.model)):
@@ -94,6 +117,9 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
         elif isinstance(result, TokenGrid):
             item["image"] = show.grid_picture(result, jobs.key_of(experiment))
             item["alt"] = f"{result.sheets[0]}, {len(result.rows)} by {len(result.columns)}"
+        elif isinstance(result, FeatureList | FeaturePage):
+            item["image"] = show.feature_picture(result, jobs.key_of(experiment))
+            item["alt"] = show.feature_words(result)
         elif isinstance(result, Graph):
             item["image"] = show.graph_picture(result, jobs.key_of(experiment))
             item["alt"] = f"{len(result.nodes)} parts"

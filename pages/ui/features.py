@@ -58,10 +58,12 @@ def working(model: Model) -> None:
     experiment = bench().experiment
     found = _found(experiment)
     opened = _opened(experiment, name, found)
-    page = _page(opened) if opened else None
-    if page is None and not isinstance(found, FeatureList):
-        if saes.indexless(model, name):
-            saes.index(model, name)
+    of = opened.lens.settings["sae"] if opened else name
+    bare = saes.indexless(model, of)
+    page = _page(opened) if opened and not bare else None
+    if page is None and found is None:
+        if bare and not st.session_state.get("own-open"):
+            saes.index(model, of)
         return
     sample = experiment.sample
     if isinstance(model, LanguageModel) and isinstance(sample, Prompt):
@@ -79,8 +81,8 @@ def working(model: Model) -> None:
     with panel:
         if page is not None and opened is not None:
             feature.panel(model, experiment, opened, page)
-        elif saes.indexless(model, name):
-            saes.index(model, name)
+        elif bare and not st.session_state.get("own-open"):
+            saes.index(model, of)
 
 
 def close() -> None:
@@ -265,9 +267,11 @@ def _patches(model: VisionModel, sample: Image, page: FeaturePage | None) -> Non
 def _strip(model: LanguageModel, sample: Prompt, page: FeaturePage | None) -> None:
     tokens = model.tokens(sample.text)
     here = page.here if page is not None and page.here.shape == (len(tokens),) else np.zeros(len(tokens))
-    name = f"#{page.feature} {feature.title(model, page)}" if page is not None else "no feature"
     scale = max(float(here.max(initial=0)), 0.4 * page.maximum if page is not None else 0.0) or 1.0
-    what = f"fires on {int((here > 0).sum())} of {len(tokens)} tokens" if here.any() else "fires on none of them"
+    what = ""
+    if page is not None:
+        fires = f"{int((here > 0).sum())} of {len(tokens)} tokens" if here.any() else "none of them"
+        what = f"#{page.feature} {feature.title(model, page)} fires on {fires}. "
     components.strip(
         "features:strip",
         {
@@ -277,7 +281,7 @@ def _strip(model: LanguageModel, sample: Prompt, page: FeaturePage | None) -> No
             "units": "",
             "verb": "fires",
             "label": "The prompt's tokens",
-            "note": f"{name} {what}. Click a token to ask which features fire there.",
+            "note": f"{what}Click a token to ask which features fire there.",
         },
         lambda value: look_at(model, int(value["at"])),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from interp.evidence import agreement
 from interp.experiment import Experiment
 from interp.figures import Look, scale_of
 from interp.methods import METHODS
-from interp.results import Graph, Heatmap, TokenGrid
+from interp.results import FeatureList, FeaturePage, Graph, Heatmap, TokenGrid
 from interp.samples import Prompt, PromptPair
 from pages.ui import components, jobs, show
 from pages.ui.bench import bench, open_experiment, page_of
@@ -61,6 +61,9 @@ def history() -> None:
                 st.image(show.grid_picture(result, jobs.key_of(experiment)), width="stretch")
             elif isinstance(result, Graph):
                 st.image(show.graph_picture(result, jobs.key_of(experiment)), width="stretch")
+            elif isinstance(result, FeatureList | FeaturePage):
+                st.image(show.feature_picture(result, jobs.key_of(experiment)), width="stretch")
+                st.caption(show.plain(show.feature_words(result)))
             elif result is None:
                 st.write("This result is no longer kept; open it to run it again.")
             for line in _lines(experiment):
@@ -93,10 +96,15 @@ def _card(experiment: Experiment, selected: bool) -> dict[str, Any]:
         if isinstance(result, Graph):
             item["image"] = show.graph_picture(result, jobs.key_of(experiment))
             item["alt"] = f"{len(result.nodes)} parts"
+        if isinstance(result, FeatureList | FeaturePage):
+            item["image"] = show.feature_picture(result, jobs.key_of(experiment))
+            item["alt"] = show.feature_words(result)
         if isinstance(experiment.sample, PromptPair):
             item["note"] = experiment.sample.clean[-60:]
         if isinstance(experiment.sample, Prompt):
             item["note"] = experiment.sample.text[-60:]
+        if isinstance(result, FeatureList | FeaturePage):
+            item["note"] = f"{show.feature_words(result)} · {item.get('note', experiment.sample)}"
         if isinstance(result, Heatmap):
             picture, look = show.picture_of(experiment), _look(experiment)
             item["image"] = show.card_picture(

@@ -169,6 +169,12 @@ def _data(model: Model, key: str) -> TextSet | ImageSet | None:
         return None
 
 
+def _named(key: str) -> str:
+    """What an index over the chosen data is called."""
+    way = st.session_state.get(f"{key}-way")
+    return {"Embedded": "embedded texts", "Pasted": "pasted texts", "From a file": "texts of a file"}.get(way, "photos")
+
+
 def _photos(key: str) -> ImageSet | None:
     files = st.file_uploader(
         "Photos (the gallery's, if none are given)",
@@ -198,8 +204,8 @@ def index(model: Model, name: str) -> None:
         st.info("This SAE has no index yet: contexts, densities, the map and the search come from one.")
     data = _data(model, "index")
     if data is not None:
-        _fit(jobs.Fit(bench().model, data, Call("build_index", sae=name)), "Build the index", "build",
-             lambda key: change(lens=Call("feature_lookup", sae=name)))  # fmt: skip
+        fit = jobs.Fit(bench().model, data, Call("build_index", sae=name, name=_named("index")))
+        _fit(fit, "Build the index", "build", lambda key: change(lens=Call("feature_lookup", sae=name, index=key)))
 
 
 def _fit(fit: jobs.Fit, label: str, key: str, done: Any, watched: Any = None) -> None:

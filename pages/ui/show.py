@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from interp import evidence
 from interp.experiment import Call, Experiment
 from interp.figures import Look, backdrop, colours_of, data_url, draw, fitted, legend, overlay, viewed
 from interp.methods import METHODS
-from interp.results import Graph, Heatmap, Result, Table, TokenGrid
+from interp.results import FeatureList, FeaturePage, Graph, Heatmap, Result, Table, TokenGrid
 from interp.samples import Image
 from interp.sites import Node
 from kernels.superpixels import superpixels
@@ -133,6 +133,32 @@ def grid_picture(_result: TokenGrid, key: str) -> str:
     shares = values / (np.abs(values).max() or 1.0)
     picture = PIL.Image.fromarray(colours_of(shares, look))
     return data_url(picture.resize((216, 144), PIL.Image.Resampling.NEAREST))
+
+
+@st.cache_data(max_entries=500, show_spinner=False)
+def feature_picture(_result: FeatureList | FeaturePage, key: str) -> str:
+    """A small picture of features: where each of a list fires, or what one does in its contexts; a row for each."""
+    if isinstance(_result, FeaturePage):
+        rows = _result.grids.reshape(len(_result.grids), -1) if len(_result.grids) else _result.activations
+    else:
+        rows = _result.grid.reshape(len(_result.features), -1) if len(_result.features) else np.zeros((1, 1))
+    rows = np.nan_to_num(np.abs(rows[:12, :48])) if rows.size else np.zeros((1, 1))
+    shares = rows / np.maximum(rows.max(1, keepdims=True), 1e-12)
+    picture = PIL.Image.fromarray(colours_of(shares, Look(colours="cividis", opacity=1.0)))
+    return data_url(picture.resize((216, 144), PIL.Image.Resampling.NEAREST))
+
+
+def feature_words(result: FeatureList | FeaturePage) -> str:
+    """The same in words."""
+    if isinstance(result, FeaturePage):
+        return f"Feature {result.feature}, which promotes {', '.join(visibly(result.promoted[:3])) or 'no tokens'}"
+    names = [f"#{number}" for number in result.features[:3].tolist()]
+    return f"{len(result.features)} features, first {', '.join(names)}" if names else "No feature"
+
+
+def visibly(words: Sequence[str]) -> list[str]:
+    """Words without the space before them."""
+    return [each.strip() or repr(each) for each in words]
 
 
 @st.cache_data(max_entries=500, show_spinner=False)

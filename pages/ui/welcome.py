@@ -44,6 +44,7 @@ def home() -> None:
         st.text_area("Type a prompt", key="home-prompt", height=98, placeholder="The capital of France is")
         if st.button("Follow it through the model", icon=":material/notes:"):
             open_prompt(st.session_state["home-prompt"])
+        st.page_link("pages/features.py", label="Or see the features that fire", icon=":material/scatter_plot:")
     st.markdown("##### Or begin with one of these")
 
     def begin(name: str) -> None:
