@@ -36,12 +36,14 @@ from interp.training import Spec, train
 DOCUMENTS = 130_000
 PUBLIC = 0.2
 """Share of public text, by characters."""
-DRAWN, PICTURES, HELD_OUT = 14_000, 6_000, 1_000
-"""Photos in an order drawn once, how many of them are trained on, and how many others measured on."""
+DRAWN, USED = (14_000, 2_100), (4_000, 600)
+"""Photos to train and to measure on: in an order drawn once, and how many of them are used."""
 ACTIVE = {
     "resid_post.0": 10, "resid_post.1": 12, "resid_post.2": 16, "resid_post.3": 16, "mlp": 16, "stage": 20,
 }  # fmt: skip
 """k: active features per token or position."""
+BATCHES = {"resid_post.2": (1024, 1500)}
+"""Activations in a step, and steps, where they are not the usual (512, 2000)."""
 NAMES = (
     *(f"stories/resid_post.{layer}" for layer in (2, 1, 3, 0)),
     "photos/stage.7",
@@ -72,7 +74,7 @@ def documents(folder: Path, path: Path) -> Path:
 
 
 def photos(folder: Path, work: Path) -> tuple[Path, Path]:
-    """The activations of the last stage on PICTURES photos (.npy), and a file of HELD_OUT others (.npz)."""
+    """The activations of the last stage on some photos (.npy), and a file of others (.npz)."""
     activations, held = work / "photos.npy", work / "photos-held.npz"
     if not (activations.exists() and held.exists()):
         both = load(folder)
@@ -81,19 +83,19 @@ def photos(folder: Path, work: Path) -> tuple[Path, Path]:
         for each in both:
             for index in range(len(each)):
                 pools[int(each.held_out[index])].append((each, index))
-        trained, kept = rng.sample(pools[0], DRAWN)[:PICTURES], rng.sample(pools[1], HELD_OUT)
+        trained, kept = (rng.sample(pool, drawn)[:used] for pool, drawn, used in zip(pools, DRAWN, USED, strict=True))
         _pack(kept, held)
         packed = work / "photos-train.npz"
         _pack(trained, packed)
         model, site = zoo.load("photos"), Site("stage", 7)
         read = training.source(model, Spec("photos", str(site), str(packed), recorded="all"), False)
-        found = np.lib.format.open_memmap(f"{activations}.new", "w+", np.float16, (PICTURES * 49, 1280))
+        found = np.lib.format.open_memmap(f"{activations}.new", "w+", np.float16, (USED[0] * 49, 1280))
         at, began = 0, time.monotonic()
-        for inputs in read.inputs(range(PICTURES)):
+        for inputs in read.inputs(range(USED[0])):
             rows = training.recorded(model, read, inputs, [site])
             found[at : at + len(rows)] = rows.numpy()
             at += len(rows)
-            print(f"photo {at // 49} of {PICTURES}, {time.monotonic() - began:.0f} s", flush=True)
+            print(f"photo {at // 49} of {USED[0]}, {time.monotonic() - began:.0f} s", flush=True)
         found.flush()
         os.replace(f"{activations}.new", activations)
     return activations, held
@@ -112,8 +114,9 @@ def active(what: str) -> int:
 def spec(name: str, options: argparse.Namespace) -> Spec:
     model, _, what = name.partition("/")
     kind, _, layer = what.partition(".")
+    batch, steps = BATCHES.get(what, (512, 2000))
     common: dict[str, Any] = {
-        "model": model, "d_sae": 1024, "k": active(what), "lr": 3e-3, "samples": 1500 * 1024,
+        "model": model, "d_sae": 1024, "k": active(what), "lr": 3e-3, "batch": batch, "samples": steps * batch,
     }  # fmt: skip
     if model == "photos":
         activations, held = photos(options.photos, options.work)
