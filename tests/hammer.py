@@ -111,8 +111,10 @@ def language_jobs(model: LanguageModel) -> dict[str, Job]:
             for method in lenses:
                 if method.refuses(model) is not None or (index and name != "plain"):
                     continue
-                # what runs a prompt a hundred times is looked through plain and under two changes, not under all
-                if method.family != "circuits" or name == "plain" or (name in FEW and method.key not in MANY):
+                # what runs a prompt a hundred times, and what all read one SAE, is looked through under few changes
+                few = name == "plain" or (name in FEW and method.key not in MANY)
+                few = few or (name == "ablate_feature" and method.family == "features")
+                if method.family not in ("circuits", "features") or few:
                     jobs[f"{method.key} / {name} / {index}"] = lambda b=block, p=prompt, m=method: run(  # type: ignore[misc]
                         b, lambda: m(model, fitting(m, Prompt(p)))
                     )

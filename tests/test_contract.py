@@ -267,7 +267,7 @@ def test_every_lens_after_every_intervention(family: str, monkeypatch: pytest.Mo
     model = made(family)
     given = sample(model)
     for change in INTERVENTIONS:
-        if not serves(change, model):
+        if not serves(change, model) or change in ("clamp_feature", "scale_feature"):  # one edit with ablate_feature
             continue
         for lens in LENSES:
             if not serves(lens, model):

@@ -289,7 +289,7 @@ def write_sae(folder: Path, config: dict[str, Any], weights: dict[str, torch.Ten
 def featured(model: Any) -> Any:
     """The model, with a random SAE and its index in the store: of the middle layer, or the last map of images.
 
-    A fifth of its features fire. GPT-2 and Llama get a transcoder of an MLP besides.
+    A fifth of its features fire, and the first nearly everywhere. GPT-2 and Llama get a transcoder of an MLP besides.
     """
     if sae.available(model):
         return model
@@ -326,6 +326,7 @@ def _keep_random(model: Model, architecture: str, site: Site, target: Site) -> s
         weights["b_dec"] = y.mean(0)
         inside = x if architecture == "transcoder" else x - weights["b_dec"]
         weights["b_enc"] = -(inside @ weights["W_enc"]).quantile(0.8, 0)
+        weights["b_enc"][0] = -(inside @ weights["W_enc"][:, 0]).quantile(0.05)
         config = json.loads((Path(folder) / sae.CONFIG).read_text())
         write_sae(Path(folder), config, weights)
         return sae.keep(folder)
