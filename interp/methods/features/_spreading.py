@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import scipy.sparse
 from jaxtyping import Float, Int
 
 from interp import progress
@@ -47,8 +49,11 @@ class Net:
         kinds: np.ndarray | None = None,
     ) -> Net:
         """The net of these edges, in whatever order."""
-        order = np.argsort(sources, kind="stable")
-        starts = np.searchsorted(sources[order], np.arange(nodes + 1))
+        # sorted by source in linear time: edge number n is column n
+        rows = scipy.sparse.csr_matrix(
+            (np.ones(len(sources), np.int8), (sources, np.arange(len(sources)))), (nodes, len(sources))
+        )
+        order, starts = rows.indices, rows.indptr.astype(np.int64)
         shares = np.ones(len(weights), np.float32) if shares is None else shares
         kinds = np.zeros(len(weights), np.int8) if kinds is None else kinds
         return Net(starts, targets[order], weights[order], shares[order], kinds[order])
@@ -151,9 +156,9 @@ def graph(index: Index, vocabulary: int) -> Graph:
     names = np.unique(documents[documents >= 0])
     if ids.shape[-1]:
         feature, context, column = ((values > 0) & (ids >= 0)).nonzero()
-        token = ids[feature, context, column].astype(np.int64)
-        code, place = np.unique(feature * vocabulary + token, return_inverse=True)
-        on = np.bincount(place, values[feature, context, column])
+        code, on = _summed(
+            feature, ids[feature, context, column], values[feature, context, column], (features, vocabulary)
+        )
         total = np.bincount(code // vocabulary, on, features)
         share = on / total[code // vocabulary]
         fan = np.bincount(code % vocabulary, share, vocabulary).clip(min=1) ** 0.5
@@ -161,9 +166,9 @@ def graph(index: Index, vocabulary: int) -> Graph:
     feature, context = (documents >= 0).nonzero()
     node = np.searchsorted(names, documents[feature, context])
     highest = np.take_along_axis(values, np.maximum(index.context_at, 0)[..., None].astype(np.int64), 2)[..., 0]
-    code, place = np.unique(feature * len(names) + node, return_inverse=True)
-    strength = np.zeros(len(code))
-    np.maximum.at(strength, place, highest[feature, context] / np.maximum(index.maximum[feature], 1e-12))
+    # of a document in which it has several contexts, the best; they come best first
+    code, place = np.unique(feature * max(len(names), 1) + node, return_index=True)
+    strength = highest[feature, context][place] / np.maximum(index.maximum[feature[place]], 1e-12)
     feature, node = code // max(len(names), 1), code % max(len(names), 1)
     each = np.bincount(feature, minlength=features)
     join(feature, features + vocabulary + node, strength.clip(0, 1), CONTEXT, back=np.maximum(each, 1)[feature])
@@ -171,7 +176,7 @@ def graph(index: Index, vocabulary: int) -> Graph:
         near = ids[..., max(0, int(index.context_at.max()) - REACH) : int(index.context_at.max()) + 2]
         feature, context, column = ((near >= 0) & (documents >= 0)[..., None]).nonzero()
         node = np.searchsorted(names, documents[feature, context])
-        code = np.unique(near[feature, context, column].astype(np.int64) * len(names) + node)
+        code, _ = _summed(near[feature, context, column], node, np.ones(len(node)), (vocabulary, len(names)))
         token, node = code // len(names), code % len(names)
         times = np.bincount(token, minlength=vocabulary)
         kept = times[token] <= max(COMMON * len(names), 1)
@@ -184,11 +189,11 @@ def graph(index: Index, vocabulary: int) -> Graph:
             fewer = np.minimum(index.count[:, None], index.count[other])
             value = value * fewer / (fewer + SELDOM)
         feature, column = ((other >= 0) & (value > 0)).nonzero()
-        code = np.stack([feature, other[feature, column]])
+        partner = other[feature, column].astype(np.int64)
         # a pair that both list is one edge
-        code, first = np.unique(np.sort(code, 0), axis=1, return_index=True)
-        join(code[0], code[1], value[feature, column][first].clip(0, 1), kind)
-    if hasattr(index, "promoted_ids") and ids.shape[-1]:
+        code, first = np.unique(np.minimum(feature, partner) * features + np.maximum(feature, partner), True)
+        join(code // features, code % features, value[feature, column][first].clip(0, 1), kind)
+    if hasattr(index, "promoted_ids"):
         gains = index.promoted_values.astype(np.float64)
         gains = gains - gains[:, -1:]
         part = gains / np.maximum(gains.sum(1, keepdims=True), 1e-12)
@@ -196,6 +201,14 @@ def graph(index: Index, vocabulary: int) -> Graph:
         join(feature, features + index.promoted_ids.ravel(), part.ravel(), PROMOTED)
     parts = [np.concatenate(each) for each in (sources, targets, weights, shares, kinds)]
     return Graph(Net.of(features + vocabulary + len(names), *parts), features, vocabulary, names)
+
+
+def _summed(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> tuple[Any, Any]:
+    """Each pair once, as row * width + column, rising, with the sum of its values."""
+    matrix = scipy.sparse.csr_matrix((values.astype(np.float64), (rows, columns)), shape)
+    matrix.sum_duplicates()
+    owner = np.repeat(np.arange(shape[0]), np.diff(matrix.indptr))
+    return owner * shape[1] + matrix.indices, matrix.data
 
 
 def path(

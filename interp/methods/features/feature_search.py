@@ -41,6 +41,7 @@ PAPER = Paper(
     "https://arxiv.org/abs/2512.15922",
 )
 How = Literal["best", "contexts", "read", "promoted", "prompt", "spreading"]
+READS = ("best", "read", "spreading")
 NEAR = 3
 """How many tokens before the one that fires a word still counts, by half."""
 CLEAR = 3.0
@@ -64,7 +65,12 @@ class Found:
     why: Callable[[int], str]
 
 
-@lens("Feature search", PAPER, needs=no_sae, cost=lambda model, **_: (1, 0))
+@lens(
+    "Feature search",
+    PAPER,
+    needs=no_sae,
+    cost=lambda model, words, how, **_: (1 + EXAMPLES * len(words.split()) * (how in READS), 0),
+)
 def feature_search(
     model: Model,
     sample: Prompt | Image,
@@ -194,7 +200,7 @@ def vocabulary(model: LanguageModel) -> Vocabulary:
     def make() -> Vocabulary:
         texts = (*(model.token_text(each) for each in range(model.config.vocab_size)), "")
         return Vocabulary(
-            texts, np.array([each.strip().casefold() for each in texts]),
+            texts, np.array([each.strip().casefold() for each in texts], object),
             np.array([each[:1].isalnum() for each in texts]), np.array([each[-1:].isalnum() for each in texts]),
         )  # fmt: skip
 
