@@ -53,6 +53,8 @@ ROWS, IMAGES = 16, 32
 """Rows of tokens, or images, in one forward."""
 HELD_OUT = 20
 """Every how many-eth text or image is kept for measuring."""
+STORED = 2 * 2**30
+"""Data that is gone through more than once is recorded only once where that takes at most so many bytes on disk."""
 MEASURED = 131_072
 """How many held-out activations are measured, at most."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -73,6 +75,8 @@ class Spec:
             instead of recording them anew; `data` is then what is measured on, as it is whole.
         architecture: see ARCHITECTURES. k: active features per activation, where the architecture has such a number.
         coefficient: of the sparsity loss, where it has one; SAELens's own if None.
+        normalize: "rms": all activations by one number, so that E |x|^2 = d; "token": each to |x|^2 = d, where norms
+            are so unequal that few tokens would make up the whole loss (an SAE whose site has no zeros).
         samples: activations in all, `batch` in each step. lr: falls to 0 over the last half, after a short warm-up.
         context: tokens in a row. checkpoint: steps between two.
     """
@@ -85,6 +89,7 @@ class Spec:
     d_sae: int = 1024
     k: float = 16
     coefficient: float | None = None
+    normalize: str = "rms"
     samples: int = 1_000_000
     batch: int = 1024
     lr: float = 3e-3
@@ -102,6 +107,8 @@ class Spec:
             raise Unsuitable(f"There is no architecture {self.architecture[:40]!r}; take one of {ARCHITECTURES}.")
         if self.target is not None and self.architecture not in TRANSCODERS:
             raise Unsuitable(f"A transcoder can be {', '.join(TRANSCODERS)}, not {self.architecture}.")
+        if self.normalize not in ("rms", "token") or (self.normalize == "token" and self.target is not None):
+            raise Unsuitable("Activations are normalised by rms or, of an SAE, by token.")
         if "topk" in self.architecture and not 0 < self.k < self.d_sae:
             raise Unsuitable(f"k is a number above 0 and below the {self.d_sae} features, not {self.k:g}.")
         if self.samples < self.batch:
@@ -282,22 +289,24 @@ def source(model: Model, spec: Spec, held_out: bool) -> Texts | Images:
     return Texts(model, spec, held_out) if isinstance(model, LanguageModel) else Images(model, spec, held_out)  # type: ignore[arg-type]
 
 
-def chunks(model: Model, spec: Spec, sites: Sequence[Site], skip: int = 0) -> Iterator[Float[Tensor, "n d"]]:
+def chunks(
+    model: Model, spec: Spec, sites: Sequence[Site], skip: int = 0, stored: Path | None = None
+) -> Iterator[Float[Tensor, "n d"]]:
     """Shuffled activations without end, CHUNK or a little more at a time; `skip` chunks are passed over.
 
     What is in a chunk depends on its number and the spec alone, so that a run can go on at any of them. What a chunk
     has beyond whole batches is dropped, and comes in another order in the next pass over the data.
     """
-    for number, make in enumerate(_chunks(model, spec, sites)):
+    for number, make in enumerate(_chunks(model, spec, sites, stored)):
         if number >= skip:
             rows = make()
             generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + number)
             yield rows[torch.randperm(len(rows), generator=generator)]
 
 
-def _chunks(model: Model, spec: Spec, sites: Sequence[Site]) -> Iterator[Callable[[], Tensor]]:
-    if spec.recorded:
-        file = np.load(spec.recorded, mmap_mode="r")
+def _chunks(model: Model, spec: Spec, sites: Sequence[Site], stored: Path | None) -> Iterator[Callable[[], Tensor]]:
+    if stored or spec.recorded:
+        file = np.load(stored or str(spec.recorded), mmap_mode="r")
         for epoch in itertools.count():
             order = np.random.default_rng((spec.seed, epoch)).permutation(len(file))
             for first in range(0, len(order), CHUNK):
@@ -313,6 +322,34 @@ def _chunks(model: Model, spec: Spec, sites: Sequence[Site]) -> Iterator[Callabl
     while True:
         batches = list(itertools.islice(inputs, math.ceil(CHUNK / found)))
         yield functools.partial(_joined, model, read, batches, sites)
+
+
+def store(model: Model, spec: Spec, sites: Sequence[Site], path: Path) -> Path | None:
+    """Record all of the data into an .npy, if it will be gone through more than once and is not too large for that."""
+    if spec.recorded or path.exists():
+        return path if path.exists() else None
+    read = source(model, spec, held_out=False)
+    found = recorded(model, read, next(read.inputs([0])), sites)
+    if isinstance(read, Images):
+        count = len(read) * len(found)
+    else:
+        count = 0
+        for inputs in read.inputs(range(len(read))):
+            count += int(read.chosen(inputs).sum())
+            if count > spec.samples:
+                break
+    if not count or count > spec.samples or count * found.shape[1] * 4 > STORED:
+        return None
+    new = path.with_suffix(".part")
+    file = np.lib.format.open_memmap(new, "w+", np.float32, (count, found.shape[1]))
+    at = 0
+    for inputs in read.inputs(range(len(read))):
+        rows = recorded(model, read, inputs, sites)
+        file[at : at + len(rows)] = rows.numpy()
+        at += len(rows)
+    file.flush()
+    os.replace(new, path)
+    return path
 
 
 def _taken(file: np.ndarray, some: np.ndarray) -> Tensor:
@@ -411,12 +448,18 @@ class _Run:
         self.target = self.site if spec.target is None else self.model.resolve(spec.target)
         self.sites = [self.site] if spec.target is None else [self.site, self.target]
         self.chunk, self.at = 0, 0
-        self.rows = next(chunks(self.model, spec, self.sites))
+        self.stored = store(self.model, spec, self.sites, folder / "activations.npy")
+        self.rows = next(chunks(self.model, spec, self.sites, stored=self.stored))
         widths = self._widths()
         self.d_in, self.d_out = widths[0], widths[-1]
         x, y = self.rows[:, : self.d_in], self.rows[:, -self.d_out :]
+        self.token = spec.normalize == "token"
         # E |scale x|^2 = d
-        self.scales = [math.sqrt(each.shape[1] / float(each.pow(2).sum(1).mean())) for each in (x, y)]
+        self.scales = (
+            [1.0, 1.0]
+            if self.token
+            else [math.sqrt(each.shape[1] / float(each.pow(2).sum(1).mean())) for each in (x, y)]
+        )
         from sae_lens import SAETrainer  # late: what is wrong with the spec is said at once
         from sae_lens.config import LoggingConfig, SAETrainerConfig
 
@@ -434,7 +477,16 @@ class _Run:
             logger=LoggingConfig(log_to_wandb=False),
         )
         self.trainer: Any = SAETrainer(config, _trainable(spec, self.d_in, self.d_out), iter(()))
+        self.centre()
         self.resume()
+
+    @torch.no_grad()
+    def centre(self) -> None:
+        """Begin with the mean as the decoder's bias: until it is learned, all features say it, and then most die."""
+        sae, mean = self.trainer.sae, self.scaled(self.rows).mean(0)
+        sae.b_dec.copy_(mean[-self.d_out :])
+        if len(self.sites) > 1:
+            sae.b_enc.copy_(-(mean[: self.d_in].to(sae.device) @ sae.W_enc))
 
     def _widths(self) -> list[int]:
         if len(self.sites) == 1:
@@ -443,20 +495,22 @@ class _Run:
             self.model(self.model._random_input())
         return [flat(found[site], site).shape[-1] for site in self.sites]
 
-    @property
-    def scale(self) -> Tensor:
-        """Of x, or of x and y side by side."""
-        parts = [torch.full((self.d_in,), self.scales[0])]
-        return torch.cat(parts if len(self.sites) == 1 else [*parts, torch.full((self.d_out,), self.scales[1])])
+    def scaled(self, rows: Tensor) -> Tensor:
+        """x, or x and y side by side, as they are trained on."""
+        if self.token:
+            return rows * (math.sqrt(self.d_in) / rows.norm(dim=1, keepdim=True).clamp(min=1e-6))
+        if len(self.sites) == 1:
+            return rows * self.scales[0]
+        return torch.cat([rows[:, : self.d_in] * self.scales[0], rows[:, self.d_in :] * self.scales[1]], 1)
 
     def batches(self) -> Iterator[Tensor]:
-        scale, size = self.scale, self.spec.batch
-        for rows in chunks(self.model, self.spec, self.sites, self.chunk):
+        size = self.spec.batch
+        for rows in chunks(self.model, self.spec, self.sites, self.chunk, self.stored):
             if len(rows) < size:  # of little data
                 rows = rows.repeat(math.ceil(size / len(rows)), 1)
             while (self.at + 1) * size <= len(rows):
                 self.at += 1
-                yield rows[(self.at - 1) * size : self.at * size] * scale
+                yield self.scaled(rows[(self.at - 1) * size : self.at * size])
             self.chunk, self.at = self.chunk + 1, 0
 
     def train(self) -> None:
@@ -522,15 +576,18 @@ class _Run:
     def settle(self) -> None:
         """The threshold that lets through k of each batch with the last weights: SAELens's lags behind."""
         if "batchtopk" in self.spec.architecture:
-            found = [self.trainer.sae.encode(each) for each in itertools.islice(self.batches(), 32)]
+            sae = self.trainer.sae
+            found = [sae.encode(each.to(sae.device)) for each in itertools.islice(self.batches(), 32)]
             least = torch.stack([f[f > 0].min() for f in found])
-            self.trainer.sae.topk_threshold = least.double().mean()
+            sae.topk_threshold = least.double().mean()
 
     def finish(self) -> None:
         """Undo the scale, save for SAELens, measure what was saved, and write that into its metadata."""
         sae, spec = self.trainer.sae, self.spec
         self.settle()
         fold(sae, *self.scales)
+        if self.token:
+            sae.cfg.normalize_activations = "constant_norm_rescale"  # from here on its own part
         digest = spec.digest or self.model.digest
         sae.cfg.metadata = type(sae.cfg.metadata)(
             model_name=self.model.name,
@@ -553,6 +610,7 @@ class _Run:
         os.replace(new, self.folder / "sae")
         for old in _checkpoints(self.folder):
             shutil.rmtree(old)
+        (self.folder / "activations.npy").unlink(missing_ok=True)
 
 
 def hook_name(site: Site) -> str:

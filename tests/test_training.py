@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import threading
@@ -91,6 +92,25 @@ def test_activations_are_those_of_the_model_and_come_again_from_any_chunk(monkey
     known = torch.stack(slow)
     for rows in first[:2]:
         assert torch.cdist(rows, known, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max() < 1e-4
+
+
+def test_what_is_gone_through_often_is_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sites = tiny.vision("resnet"), [Site("stage", 1)]
+    for seed in range(3):
+        (tmp_path / f"{seed}.png").write_bytes(tiny.image(seed).data)
+    given = Spec("", "stage.1", (str(tmp_path),), samples=4096)
+    path = training.store(model, given, sites, tmp_path / "all.npy")
+    assert path is not None
+    with torch.no_grad(), model.record(sites) as found:
+        model([tiny.image(seed) for seed in (1, 2)])  # the first is held out
+    expected = found["stage.1"].permute(0, 2, 3, 1).reshape(-1, 16)
+    np.testing.assert_allclose(np.load(path), expected.numpy(), atol=1e-5)
+    rows = next(training.chunks(model, given, sites, stored=path))
+    torch.testing.assert_close(rows.sort(0).values, expected.sort(0).values)
+    once = dataclasses.replace(given, samples=1, batch=1)
+    assert training.store(model, once, sites, tmp_path / "once.npy") is None
+    monkeypatch.setattr(training, "STORED", 8)
+    assert training.store(model, given, sites, tmp_path / "large.npy") is None
 
 
 def test_positions_of_maps_and_heads() -> None:
@@ -263,7 +283,7 @@ def test_what_is_measured_is_the_slow_reference(tmp_path: Path, folder: str) -> 
 
 
 def test_cancelled_or_killed_it_goes_on_to_the_same_weights(tmp_path: Path, folder: str) -> None:
-    given = spec(folder)
+    given = spec(folder, data=tuple(f"{index} {text}" for index in range(6) for text in TEXTS))
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     straight.mkdir()
     (straight / "spec.json").write_text(given.json)

@@ -36,19 +36,22 @@ from interp.training import Spec, train
 DOCUMENTS = 130_000
 PUBLIC = 0.2
 """Share of public text, by characters."""
-DRAWN, USED = (14_000, 2_100), (4_000, 600)
+DRAWN, USED = (14_000, 2_100), (3_500, 600)
 """Photos to train and to measure on: in an order drawn once, and how many of them are used."""
-ACTIVE = {
-    "resid_post.0": 10, "resid_post.1": 12, "resid_post.2": 16, "resid_post.3": 16, "mlp": 16, "stage": 20,
-}  # fmt: skip
-"""k: active features per token or position."""
-BATCHES = {"resid_post.2": (1024, 1500)}
-"""Activations in a step, and steps, where they are not the usual (512, 2000)."""
-NAMES = (
-    *(f"stories/resid_post.{layer}" for layer in (2, 1, 3, 0)),
-    "photos/stage.7",
-    *(f"stories/mlp.{layer}" for layer in (2, 1, 3, 0)),
-)
+SETTINGS = {
+    "stories/resid_post.2": (16, 1024, 1500, 3e-3),
+    "stories/resid_post.1": (16, 512, 2000, 3e-3),
+    "stories/resid_post.3": (16, 512, 2000, 3e-3),
+    "stories/resid_post.0": (10, 512, 2000, 3e-3),
+    "photos/stage.7": (20, 512, 2000, 1e-3),
+    "stories/mlp.2": (16, 512, 2000, 3e-3),
+    "stories/mlp.1": (16, 512, 2000, 1.5e-3),
+    "stories/mlp.3": (16, 512, 2000, 1.5e-3),
+    "stories/mlp.0": (16, 512, 2000, 1.5e-3),
+}
+"""k (active features per token or position), activations in a step, steps, learning rate."""
+BY_TOKEN = ("stories/resid_post.1", "stories/resid_post.3")
+"""Where each activation is brought to one norm: those of some tokens are twenty times as large as of others."""
 LICENCES = {
     "stories": "the grammar (ours), WikiText-2 (CC BY-SA 4.0, Merity et al. 2016), Shakespeare (public domain)",
     "photos": "Tiny ImageNet (ImageNet terms: research use), Caltech-101 (CC BY 4.0, Li et al. 2022)",
@@ -107,16 +110,12 @@ def _pack(chosen: list[tuple[Photos, int]], path: Path) -> None:
     np.savez(path, x=np.frombuffer(b"".join(jpegs), np.uint8), off=offsets)
 
 
-def active(what: str) -> int:
-    return ACTIVE.get(what) or ACTIVE[what.partition(".")[0]]
-
-
 def spec(name: str, options: argparse.Namespace) -> Spec:
     model, _, what = name.partition("/")
     kind, _, layer = what.partition(".")
-    batch, steps = BATCHES.get(what, (512, 2000))
+    k, batch, steps, lr = SETTINGS[name]
     common: dict[str, Any] = {
-        "model": model, "d_sae": 1024, "k": active(what), "lr": 3e-3, "batch": batch, "samples": steps * batch,
+        "model": model, "d_sae": 1024, "k": k, "lr": lr, "batch": batch, "samples": steps * batch,
     }  # fmt: skip
     if model == "photos":
         activations, held = photos(options.photos, options.work)
@@ -124,7 +123,7 @@ def spec(name: str, options: argparse.Namespace) -> Spec:
     data = str(documents(options.text, options.work / "stories.jsonl"))
     if kind == "mlp":
         return Spec(site=f"module:model.layers.{layer}.mlp:in", target=f"mlp_out.{layer}", data=data, **common)
-    return Spec(site=what, data=data, **common)
+    return Spec(site=what, data=data, normalize="token" if name in BY_TOKEN else "rms", **common)
 
 
 def card(name: str, config: dict[str, Any]) -> str:
@@ -137,9 +136,9 @@ def card(name: str, config: dict[str, Any]) -> str:
         f"A {'transcoder' if transcoder else 'sparse autoencoder'} of `{model}`: {config['d_sae']} features of "
         + (f"what the MLP of layer {what.split('.')[1]} reads, that write what it adds to the residual stream."
            if transcoder else f"`{found['site']}`."), "",
-        f"- **Training**: BatchTopK (Bussmann, Leask, Nanda 2024) with k {active(what)}, by SAELens, on "
-        f"{found['samples']:,} activations; Adam, learning rate 3e-3 that falls to 0; seed {found['seed']}. Saved as "
-        "JumpReLU with one threshold.",
+        f"- **Training**: BatchTopK (Bussmann, Leask, Nanda 2024) with k {SETTINGS[name][0]}, by SAELens, on "
+        f"{found['samples']:,} activations; Adam, learning rate {SETTINGS[name][3]:g} that falls to 0; seed "
+        f"{found['seed']}. Saved as JumpReLU with one threshold.",
         f"- **Data**: {LICENCES[model]}.", "",
         f"On {heldout}:", "", "| | |", "|---|--:|",
         f"| active features per {'position' if model == 'photos' else 'token'} (L0) | {found['l0']:.1f} |",
@@ -178,7 +177,7 @@ def main() -> None:
     if options.harvest:
         photos(options.photos, options.work)
         return
-    for name in options.names or NAMES:
+    for name in options.names or SETTINGS:
         with progress.watch(_say()):
             made = train(spec(name, options), options.work / name.replace("/", "-"), name)
         config = json.loads((made / "cfg.json").read_text())
