@@ -35,11 +35,11 @@ THREADS = 8
 
 
 def vision_jobs(model: VisionModel) -> dict[str, Job]:
-    """Every lens, plain and after every intervention that serves the model."""
+    """Every lens, plain and after every intervention that serves the model; of those with one edit, after one."""
     pictures = [tiny.image(0), tiny.image(1)]
     changes: dict[str, Callable[[Any], list[Any]]] = {"plain": lambda _: []}
     for key, settings in acting(model).items():
-        if METHODS[key].refuses(model) is None:
+        if METHODS[key].refuses(model) is None and key not in ("clamp_feature", "scale_feature"):
             changes[key] = lambda sample, key=key, settings=settings: [METHODS[key](model, sample, **settings)]
     changes["swap and edit"] = lambda _: [
         model.swap({name: model.weight(name) * 1.5 for name, _ in list(model.network.named_parameters())[:2]}),
@@ -58,7 +58,7 @@ def vision_jobs(model: VisionModel) -> dict[str, Job]:
         for method in lenses
         for name, change in changes.items()
         for index, sample in enumerate(pictures)
-        if isinstance(model, method.model_type)
+        if method.family != "features" or name in ("plain", "ablate_feature")
     }
 
 
