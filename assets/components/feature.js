@@ -114,9 +114,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const height = row.grid.length, width = row.grid[0].length;
     const grid = make("div", "cells", frame);
     grid.style.gridTemplate = `repeat(${height}, 1fr) / repeat(${width}, 1fr)`;
-    const most = Math.max(...row.grid.flat());
     row.grid.flat().forEach((value, at) => {
-      const cell = make("i", value === most ? "best" : "", grid);
+      const cell = make("i", at === row.at ? "best" : "", grid);
       cell.style.setProperty("--share", `${Math.round(62 * Math.max(Math.min(value / data.maximum, 1), 0))}%`);
     });
     make("span", "quiet", place, short(row.value) + (row.label ? ` ${row.label}` : ""));

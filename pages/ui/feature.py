@@ -61,11 +61,21 @@ def _names(key: str, _index: feature_index.Index, _model: LanguageModel) -> dict
     return found
 
 
-def often(density: float) -> str:
-    """How often a feature fires, in words."""
+def often(density: float, of: str) -> str:
+    """How often a feature fires, in words; `of` tokens or patches."""
     if density != density:
         return ""
-    return f"on {100 * density:.2g} % of tokens" if density else "never fired"
+    return f"on {percent(density)} of {of}" if density else "never fired"
+
+
+def percent(share: float) -> str:
+    """A share with two digits, and no exponent where there are more before the point."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def places(model: Model) -> str:
+    """What a feature fires on."""
+    return "tokens" if isinstance(model, LanguageModel) else "patches"
 
 
 def turns(call: Call, lens: Call) -> bool:
@@ -118,10 +128,10 @@ def like(number: int, of: str) -> None:
 def _head(model: Model, page: FeaturePage) -> None:
     st.markdown(f"##### #{page.feature} · {show.plain(title(model, page) or 'no tokens')}")
     fires = (
-        f"fires on {100 * page.density:.2g} % of {page.counted:,} tokens · maximum {page.maximum:.3g} · "
+        f"fires on {percent(page.density)} of {page.counted:,} {places(model)} · maximum {page.maximum:.3g} · "
         f"mean where it fires {page.mean:.3g}"
         if page.density
-        else f"never fired on {page.counted:,} tokens"
+        else f"never fired on {page.counted:,} {places(model)}"
     )
     st.caption(show.plain(f"{sae_name(page.sae)} of {model.name} · {fires}"))
     label, note = labels.own().get(page.sae, {}).get(page.feature, ("", ""))
@@ -276,11 +286,11 @@ def _contexts(page: FeaturePage) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for at, (tokens, name) in enumerate(zip(page.contexts, page.groups, strict=True)):
         row: dict[str, Any] = {"at": int(page.marks[at])}
-        if page.images:
+        if len(page.images) == len(page.contexts):
             grid = page.grids[at]
             row |= {
                 "image": f"data:image/jpeg;base64,{page.images[at]}", "grid": grid.round(4).tolist(),
-                "value": float(grid.max()), "alt": where(grid),
+                "value": float(grid.flat[row["at"]]), "alt": where(grid),
             }  # fmt: skip
         else:
             values = np.nan_to_num(page.activations[at][: len(tokens)])
@@ -375,7 +385,7 @@ def _foot(model: Model, experiment: Experiment, page: FeaturePage) -> None:
     found = sae.load(page.sae)
     left = _left_out(experiment.digest, experiment, page.sae)
     here = "this prompt" if isinstance(model, LanguageModel) else "this photo"
-    st.caption(show.plain(" · ".join([*facts(found), f"leaves out {100 * left:.2g} % of the variance on {here}"])))
+    st.caption(show.plain(" · ".join([*facts(found), f"leaves out {percent(left)} of the variance on {here}"])))
     show.cost(experiment, page)
     with st.container(horizontal=True, gap="small"):
         st.button("Like this one", icon=":material/hub:", type="tertiary", on_click=like,

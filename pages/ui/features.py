@@ -350,7 +350,7 @@ def _list(model: Model, experiment: Experiment, found: FeatureList, name: str, p
                 "share": float(found.values[at]) / largest,
                 "tokens": marked(example, int(found.marks[at])) if example else None,
                 "reason": found.reasons[at] if found.reasons else "",
-                "density": feature.often(density),
+                "density": feature.often(density, feature.places(model)),
                 "selected": opened,
                 **(_best(model, of, number) if isinstance(model, VisionModel) else {}),
             }
@@ -456,7 +456,7 @@ def _map(model: Model, opened: Experiment, page: FeaturePage) -> None:
         logs = np.log10(np.maximum(density, 1e-9))
         least = float(logs[density > 0].min(initial=0))
         shares = np.where(density > 0, 0.04 + 0.96 * (logs - least) / max(float(logs.max(initial=0)) - least, 1e-9), 0)
-        low, high = feature.often(10**least), feature.often(float(density.max(initial=0)))
+        low, high = feature.percent(10**least), feature.percent(float(density.max(initial=0)))
         note = f"{int((density == 0).sum()):,} of {len(x):,} never fired."
     components.feature_map(
         "features:map",
@@ -464,7 +464,7 @@ def _map(model: Model, opened: Experiment, page: FeaturePage) -> None:
             "count": len(x), "x": _packed(_unit(x), "<u2"), "y": _packed(_unit(y), "<u2"),
             "value": _packed(shares, "u1"), "labels": names, "own": mine, "selected": page.feature,
             "by": "density" if view.shown == "density" else "activation", "low": low, "high": high, "note": note,
-            "notes": [f"{feature.often(float(d))}" + (f", {h:.3g} here" if h > 0 else "")
+            "notes": [feature.often(float(d), feature.places(model)) + (f", {h:.3g} here" if h > 0 else "")
                       for d, h in zip(density, here, strict=True)] if len(x) <= 4096 else None,
             "label": f"Map of {len(x):,} features; #{page.feature} {feature.title(model, page)} is open. "
             "Arrows go to the next one, Enter opens it, plus and minus zoom.",
@@ -490,7 +490,7 @@ def _table(table: Table, names: list[str], mine: dict[int, str]) -> None:
     """The same as rows: sorted by a click on a column's head, opened by a click on a row."""
     rows = {
         "feature": list(range(len(names))), "fires on": names, "promotes": [visible_label(each) for each in table.rows],
-        "of tokens (%)": 100 * table.values[:, 2], "maximum": table.values[:, 3], "here": table.values[:, 4],
+        "fires on (%)": 100 * table.values[:, 2], "maximum": table.values[:, 3], "here": table.values[:, 4],
     }  # fmt: skip
     if mine:
         rows["yours"] = [mine.get(each, "") for each in rows["feature"]]
