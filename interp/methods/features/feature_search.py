@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -221,6 +221,7 @@ def occurrences(
     for spelled in dict.fromkeys((word, word.lower(), word.capitalize(), word.upper())):
         for text in (spelled, " " + spelled):
             parts = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+            parts = list(dropwhile(lambda each: not known.plain[each], parts))  # a space of its own
             width = ids.shape[-1] - len(parts) + 1
             if len(parts) < 2 or width < 1:
                 continue
