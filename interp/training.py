@@ -482,11 +482,20 @@ class _Run:
 
     @torch.no_grad()
     def centre(self) -> None:
-        """Begin with the mean as the decoder's bias: until it is learned, all features say it, and then most die."""
-        sae, mean = self.trainer.sae, self.scaled(self.rows).mean(0)
+        """Begin with the mean as the decoder's bias: until it is learned, all features say it, and then most die.
+
+        A transcoder's features begin as pairs of x and y less their means, so that each fires somewhere.
+        """
+        sae, rows = self.trainer.sae, self.scaled(self.rows).to(self.spec.device)
+        mean = rows.mean(0)
         sae.b_dec.copy_(mean[-self.d_out :])
         if len(self.sites) > 1:
-            sae.b_enc.copy_(-(mean[: self.d_in].to(sae.device) @ sae.W_enc))
+            some = rows[torch.randint(len(rows), (self.spec.d_sae,))] - mean
+            x, y = F.normalize(some[:, : self.d_in], dim=1), F.normalize(some[:, self.d_in :], dim=1)
+            # with what it began with, so that no two are the same
+            sae.W_enc.copy_(0.1 * F.normalize(x.T + sae.W_enc, dim=0))
+            sae.W_dec.copy_(0.1 * F.normalize(y + sae.W_dec, dim=1))
+            sae.b_enc.copy_(-(mean[: self.d_in] @ sae.W_enc))
 
     def _widths(self) -> list[int]:
         if len(self.sites) == 1:
@@ -782,9 +791,24 @@ def _append(folder: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def _alone(folder: Path) -> Any:
+    """A lock on the folder against other processes, until it is collected or the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Unsuitable("This training is going on in another process already; wait for it to end.") from None
+    return file
+
+
 def main(spec: Path, folder: Path) -> None:
     """Train in this process; what a person can do something about is the last line of progress.jsonl."""
     try:
+        lock = _alone(folder)  # noqa: F841 (let go when it is collected)
         run = _Run(Spec(**json.loads(spec.read_text())), folder)
         run.train()
         run.finish()

@@ -39,18 +39,18 @@ PUBLIC = 0.2
 DRAWN, USED = (14_000, 2_100), (3_500, 600)
 """Photos to train and to measure on: in an order drawn once, and how many of them are used."""
 SETTINGS = {
-    "stories/resid_post.2": (16, 1024, 1500, 3e-3),
+    "stories/resid_post.2": (16, 512, 2000, 3e-3),
     "stories/resid_post.1": (16, 512, 2000, 3e-3),
     "stories/resid_post.3": (16, 512, 2000, 3e-3),
     "stories/resid_post.0": (10, 512, 2000, 3e-3),
     "photos/stage.7": (20, 512, 2000, 1e-3),
     "stories/mlp.2": (16, 512, 2000, 3e-3),
-    "stories/mlp.1": (16, 512, 2000, 1.5e-3),
+    "stories/mlp.1": (16, 512, 2000, 3e-3),
     "stories/mlp.3": (16, 512, 2000, 1.5e-3),
-    "stories/mlp.0": (16, 512, 2000, 1.5e-3),
+    "stories/mlp.0": (16, 512, 2000, 3e-3),
 }
 """k (active features per token or position), activations in a step, steps, learning rate."""
-BY_TOKEN = ("stories/resid_post.1", "stories/resid_post.3")
+BY_TOKEN = ("stories/resid_post.1", "stories/resid_post.2", "stories/resid_post.3")
 """Where each activation is brought to one norm: those of some tokens are twenty times as large as of others."""
 LICENCES = {
     "stories": "the grammar (ours), WikiText-2 (CC BY-SA 4.0, Merity et al. 2016), Shakespeare (public domain)",
