@@ -141,6 +141,45 @@ def test_what_can_not_be_trained_is_said() -> None:
 # --------------------------------------------------------------------------------------------------------- training
 
 
+def test_norms_by_token_are_those_that_sae_lens_reads(tmp_path: Path, folder: str) -> None:
+    from sae_lens import SAE
+
+    run = training._Run(spec(folder, normalize="token", samples=64 * 20), tmp_path)
+    x = run.rows[:50] * torch.logspace(-1, 1, 50)[:, None]
+    scaled = run.scaled(x)
+    torch.testing.assert_close(scaled.norm(dim=1), torch.full((50,), 4.0))
+    torch.testing.assert_close(run.trainer.sae.b_dec, run.scaled(run.rows).mean(0))
+    run.train()
+    trained = run.trainer.sae
+    run.finish()
+    with torch.no_grad():
+        inside = (scaled - trained.b_dec) @ trained.W_enc + trained.b_enc
+        inside = torch.where(inside * trained.W_dec.norm(dim=1) > trained.topk_threshold, inside, 0).relu()
+        expected = (inside @ trained.W_dec + trained.b_dec) * x.norm(dim=1, keepdim=True) / 4
+        theirs = SAE.load_from_disk(tmp_path / "sae")(x)
+    torch.testing.assert_close(theirs, expected, atol=1e-5, rtol=1e-5)
+    ours = sae.read(tmp_path / "sae")
+    torch.testing.assert_close(ours.decode(ours.encode(x), x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_transcoder_begins_with_features_that_fire(tmp_path: Path, folder: str) -> None:
+    run = training._Run(spec(folder, site="module:transformer.h.1.mlp:in", target="mlp_out.1"), tmp_path)
+    batch = next(run.batches())
+    assert batch.shape == (64, 32)
+    x, y = batch[:, :16], batch[:, 16:]
+    assert x.pow(2).sum(1).mean() == pytest.approx(16, rel=0.1) == y.pow(2).sum(1).mean()
+    before = x @ run.trainer.sae.W_enc + run.trainer.sae.b_enc
+    assert before.mean(0).abs().max() < 0.1 and (before > 0.1).any(0).float().mean() > 0.9
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    lock = training._alone(tmp_path)
+    with pytest.raises(Unsuitable, match="another process"):
+        training._alone(tmp_path)
+    lock.close()
+    training._alone(tmp_path).close()
+
+
 def test_planted_features_are_found(tmp_path: Path, folder: str) -> None:
     """x = f D with 3 of 24 unit rows of D at a time, in 16 dimensions."""
     generator = torch.Generator().manual_seed(0)
