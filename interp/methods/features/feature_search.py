@@ -144,7 +144,7 @@ def feature_search(
     elif asked:
         answer = fused(
             [ways["contexts"](), *read_again(model, found, known, asked), ways["promoted"](), ways["spreading"]()],
-            (1, 1, 1, 1, 0.5),
+            (1, 1, 0.7, 1, 0.5),
         )
     else:
         answer = fused([ways["prompt"](), ways["spreading"]()], (1, 0.5))

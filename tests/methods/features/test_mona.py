@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from interp import Unsuitable, sae
+from interp import Unsuitable, sae, zoo
 from interp.methods.features import mona as module
 from interp.methods.features.mona import jaccard, mona, profiles
 from interp.samples import TextSet
@@ -70,3 +73,20 @@ def test_what_is_like_the_task_comes_first(monkeypatch: pytest.MonkeyPatch) -> N
     for wrong in (TextSet(()), TextSet(("", ""))):
         with pytest.raises(Unsuitable):
             mona(model, wrong, sae=name)
+
+
+def test_reviews_are_nearest_to_reviews() -> None:
+    model = zoo.load("stories")
+    if not sae.available(model):
+        pytest.skip("no SAE of stories on the shelf")
+    sys.path.insert(0, str(sae.SHELF.parent / "recipes"))
+    import grammar
+
+    rng = random.Random(5)
+    kinds = (grammar._review, grammar._ioi, grammar._fact, grammar._maps, grammar._chat, grammar._years)
+    pool = [(kind is grammar._review, kind(rng)) for kind in kinds for _ in range(8)]
+    rng.shuffle(pool)
+    task = TextSet(tuple(grammar._review(rng) for _ in range(6)))
+    result = mona(model, TextSet(tuple(text for _, text in pool)), task=task, keep=8 / 48)
+    best = [pool[int(each)][0] for each in result.values[:8, 1]]
+    assert sum(best) >= 7 and result.values[:8, 2].all()
