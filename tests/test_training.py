@@ -199,7 +199,7 @@ def test_planted_features_are_found(tmp_path: Path, folder: str) -> None:
     error = (made.decode(f, x) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     assert error < 0.1 and (f > 0).sum(1).float().mean() == pytest.approx(1.5, abs=0.3)
     near = (F.normalize(made.W_dec, dim=1) @ rows.T).max(0).values
-    assert near.median() > 0.99 and near.min() > 0.8
+    assert near.median() > 0.99 and near.min() > 0.7
 
 
 ALL = [(kind, False) for kind in training.ARCHITECTURES] + [(kind, True) for kind in training.TRANSCODERS]
