@@ -346,7 +346,8 @@ def near(model: Model, experiment: Experiment, page: FeaturePage) -> None:
         )
     ]
     data = {"key": f"{page.sae} {page.feature}", "maximum": 1.0, "links": links}
-    components.feature("feature:near", data, lambda value: open_feature(int(value["open"]), page.sae))
+    with st.container(key="near"):
+        components.feature("feature:near", data, lambda value: open_feature(int(value["open"]), page.sae))
 
 
 # ----------------------------------------------------------------------------------------------------------- trying it

@@ -16,7 +16,7 @@ from interp.model import LanguageModel, Model, VisionModel
 from interp.results import FeatureList, FeaturePage, Table
 from interp.samples import Image, Prompt
 from pages.ui import components, feature, jobs, labels, saes, share, show
-from pages.ui.bench import bench, change, remember, reshow
+from pages.ui.bench import bench, change, first_feature, remember, reshow
 from pages.ui.controls import sae_name
 from pages.ui.prompts import TITLES, ready, visible
 
@@ -34,6 +34,10 @@ HELP = {
     HERE: "Features that fire on the prompt.",
 }
 SHOWN = {"activation": "Map: fires here", "density": "Map: how often", "table": "Table"}
+NOTICE = (
+    "This feature waits for the colon where the answer begins, and fires hardest after a harmful question: it promotes "
+    "Sorry and Sure. Turn its dial to 0, and the refusal is gone."
+)
 AROUND = 9, 5
 """Tokens of a context that a list shows before and after the one that fired."""
 
@@ -68,7 +72,10 @@ def working(model: Model) -> None:
     sample = experiment.sample
     if isinstance(model, LanguageModel) and isinstance(sample, Prompt):
         _strip(model, sample, page)
-    finder, panel = st.columns([5, 7], gap="medium")
+    if experiment == first_feature().experiment:
+        st.caption(NOTICE)
+    with st.container(key="features-map" if found is None else "features-list"):
+        finder, panel = st.columns([5, 7], gap="medium")
     with finder:
         if isinstance(model, VisionModel) and isinstance(sample, Image):
             _patches(model, sample, page)
