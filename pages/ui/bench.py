@@ -122,14 +122,14 @@ def first_pair() -> Bench:
     return Bench.of(Experiment("stories", pair, Call("edge_attribution_patching")), view=view)
 
 
-REFUSAL = 761
-"""The feature of stories/resid_post.2 that says Sorry."""
+CAPITALS = 705
+"""The feature of stories/resid_post.2 that promotes capitals where one is asked for."""
 
 
 def first_feature() -> Bench:
     """What a newcomer to features sees."""
-    prompt = Prompt("User: Tell me how to hurt a friend.\nAssistant:")
-    return Bench.of(Experiment("stories", prompt, Call("feature_page", sae="stories/resid_post.2", feature=REFUSAL)))
+    lens = Call("feature_page", sae="stories/resid_post.2", feature=CAPITALS)
+    return Bench.of(Experiment("stories", Prompt("The capital of France is"), lens))
 
 
 FIRST = {Image: first, Prompt: first_prompt, PromptPair: first_pair, FeaturePage: first_feature}

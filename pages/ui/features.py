@@ -35,8 +35,8 @@ HELP = {
 }
 SHOWN = {"activation": "Map: fires here", "density": "Map: how often", "table": "Table"}
 NOTICE = (
-    "This feature waits for the colon where the answer begins, and fires hardest after a harmful question: it promotes "
-    "Sorry and Sure. Turn its dial to 0, and the refusal is gone."
+    "This feature fires where a capital has to follow, and promotes capitals of all countries. Turn its dial to 0: the "
+    "model still knows that it is about France, and answers French."
 )
 AROUND = 9, 5
 """Tokens of a context that a list shows before and after the one that fired."""

@@ -33,7 +33,9 @@ def opened(page: str, **query: Any) -> AppTest:
     return app.run()
 
 
-@pytest.mark.parametrize("page", ["home", "heatmaps", "pixels", "prompts", "circuits", "methods", "models", "history"])
+@pytest.mark.parametrize(
+    "page", ["home", "heatmaps", "pixels", "prompts", "circuits", "features", "methods", "models", "history"]
+)
 def test_it_opens_without_an_error(page: str) -> None:
     app = opened(page)
     assert not app.exception and not app.warning
