@@ -133,7 +133,7 @@ def written(folder: Path, width: int = 64, model: str = "stories", **more: Any) 
 
 
 def test_ones_own_sae_is_refused_in_a_sentence_added_and_indexed(visit: Any, tmp_path: Path) -> None:
-    width = zoo.load("stories").weight("wte.weight").shape[1]
+    width = sae.load("stories/resid_post.2").d_in
     page = visit("/features")
     page.get_by_role("button", name="Your own").click()
     files = page.locator('.st-key-own input[type="file"]').first
@@ -158,9 +158,7 @@ def test_ones_own_sae_is_refused_in_a_sentence_added_and_indexed(visit: Any, tmp
     page.wait_for_url(re.compile("local%3A"))
     expect(page.get_by_text("has no index yet")).to_be_visible()
     page.get_by_text("Pasted", exact=True).click()
-    page.get_by_label("Texts, one on each line").fill(
-        "\n".join(f"The {word} is old." for word in "key box car".split())
-    )
+    page.get_by_label("Texts, one on each line").fill("The key is old.\nThe box is old.\nThe car is old.")
     page.keyboard.press("Control+Enter")
     idle(page, quiet=0.5)
     page.get_by_role("button", name="Build the index").click()

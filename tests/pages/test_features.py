@@ -70,7 +70,7 @@ def test_the_dial_is_one_chip_on_the_bar() -> None:
         assert [chip.call.method for chip in app.session_state["bench"].chips] == [method]
     app.slider(key="dial").set_value(1.0).run()
     assert app.session_state["bench"].chips == ()
-    app.button_group(key="dial-kind").set_value(["clamp"]).run()
+    app.button_group(key="dial-kind").set_value("clamp").run()
     app.slider(key="dial").set_value(1.5).run()
     (chip,) = app.session_state["bench"].chips
     assert chip.call == Call("clamp_feature", sae=SAE, features=(CAPITALS,), value=1.5, unit="maximum")
@@ -161,15 +161,17 @@ def test_a_bomb_in_a_link_is_not_unpacked(visit: State) -> None:
         labels.unpack(bomb)
 
 
-def test_labels_in_a_link_are_shown_and_kept_in_it(visit: State) -> None:
-    labels.put(SAE, CAPITALS, "says sorry", "my note")
-    packed = labels.packed()
+def test_labels_in_a_link_are_shown_and_kept_in_it() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labels.st, "session_state", State())
+        labels.put(SAE, CAPITALS, "capitals", "my note")
+        packed = labels.packed()
     query = {"v": "1", "model": "stories", "prompt": "The capital of Peru is"}
     lens = f'feature_page{{"sae":"{SAE}","feature":{CAPITALS}}}'
     app = opened("features", **query, lens=lens, labels=packed)
-    assert app.text_input(key="own-label").value == "says sorry" and app.session_state["url"]["labels"] == [packed]
+    assert app.text_input(key="own-label").value == "capitals" and app.session_state["url"]["labels"] == [packed]
     app.text_input(key="own-note").set_value("another").run()
-    assert labels.unpack(app.session_state["url"]["labels"][0]) == {SAE: {CAPITALS: ("says sorry", "another")}}
+    assert labels.unpack(app.session_state["url"]["labels"][0]) == {SAE: {CAPITALS: ("capitals", "another")}}
 
 
 # ------------------------------------------------------------------------------------------------------------ in words

@@ -5,12 +5,12 @@ import torch
 from interp.hooks import Block
 from interp.method import Features, Positions, SAEName, intervention
 from interp.methods.change._features import chosen, turned
-from interp.methods.features._saes import BRICKEN, no_sae
+from interp.methods.features._saes import BRICKEN
 from interp.model import Model
 from interp.samples import Image, Prompt
 
 
-@intervention("Ablate features", BRICKEN, needs=no_sae)
+@intervention("Ablate features", BRICKEN)
 def ablate_feature(
     model: Model,
     sample: Prompt | Image,

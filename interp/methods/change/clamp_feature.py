@@ -7,14 +7,14 @@ from interp import Unsuitable
 from interp.hooks import Block
 from interp.method import Features, Positions, SAEName, intervention
 from interp.methods.change._features import chosen, turned
-from interp.methods.features._saes import TEMPLETON, no_sae, open_index
+from interp.methods.features._saes import TEMPLETON, open_index
 from interp.model import Model
 from interp.samples import Image, Prompt
 
 LARGEST = 1e6
 
 
-@intervention("Clamp features", TEMPLETON, needs=no_sae)
+@intervention("Clamp features", TEMPLETON)
 def clamp_feature(
     model: Model,
     sample: Prompt | Image,

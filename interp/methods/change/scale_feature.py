@@ -3,12 +3,12 @@ from typing import Annotated
 from interp.hooks import Block
 from interp.method import Features, Positions, Range, SAEName, intervention
 from interp.methods.change._features import chosen, turned
-from interp.methods.features._saes import TEMPLETON, no_sae
+from interp.methods.features._saes import TEMPLETON
 from interp.model import Model
 from interp.samples import Image, Prompt
 
 
-@intervention("Scale features", TEMPLETON, needs=no_sae)
+@intervention("Scale features", TEMPLETON)
 def scale_feature(
     model: Model,
     sample: Prompt | Image,

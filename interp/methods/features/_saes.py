@@ -44,13 +44,6 @@ LABEL = 4
 """Promoted tokens that stand for a feature."""
 
 
-def no_sae(model: Model) -> str | None:
-    """The reason why nothing can be said of a model's features, or None."""
-    if sae.available(model):
-        return None
-    return f"There is no SAE for {model.name} here; add one, or train one, on the Features page."
-
-
 def open_sae(model: Model, name: str) -> SAE:
     """The SAE of that name, the model's own for none, on its device and seen to fit it."""
     found = sae.load(name or sae.first(model), model.device)

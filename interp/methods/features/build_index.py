@@ -3,7 +3,7 @@ from typing import Annotated, Any
 
 from interp import Unsuitable, feature_index
 from interp.method import Range, SAEName, fit
-from interp.methods.features._saes import BRICKEN, no_sae, open_sae
+from interp.methods.features._saes import BRICKEN, open_sae
 from interp.model import LanguageModel, Model, VisionModel
 from interp.samples import ImageSet, TextSet
 
@@ -17,7 +17,7 @@ def passes(model: Model, sample: Any = None, context: int = 128, **_: Any) -> tu
     return sum(math.ceil(max(len(each), 1) / 4 / context) for each in texts), 0
 
 
-@fit("Feature index", BRICKEN, needs=no_sae, cost=passes)
+@fit("Feature index", BRICKEN, cost=passes)
 def build_index(
     model: Model,
     data: TextSet | ImageSet,

@@ -14,7 +14,6 @@ from interp.methods.features._saes import (
     look,
     metric_of,
     need_index,
-    no_sae,
     open_index,
     open_sae,
     shown_tokens,
@@ -29,7 +28,6 @@ By = Literal["activation", "attribution", "surprise"]
 @lens(
     "Feature lookup",
     TEMPLETON,
-    needs=no_sae,
     cost=lambda model, by, **_: (2, 1) if by == "attribution" else (1, 0),
 )
 def feature_lookup(

@@ -3,7 +3,7 @@ from typing import Annotated
 import numpy as np
 
 from interp.method import Paper, SAEName, lens
-from interp.methods.features._saes import labels, look, need_index, no_sae, open_sae
+from interp.methods.features._saes import labels, look, need_index, open_sae
 from interp.model import Model
 from interp.results import Table
 from interp.samples import Image, Prompt
@@ -17,7 +17,7 @@ PAPER = Paper(
 )
 
 
-@lens("Feature map", PAPER, needs=no_sae, cost=lambda model, **_: (1, 0))
+@lens("Feature map", PAPER, cost=lambda model, **_: (1, 0))
 def feature_map(
     model: Model,
     sample: Prompt | Image,

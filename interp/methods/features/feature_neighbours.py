@@ -11,7 +11,6 @@ from interp.methods.features._saes import (
     listed,
     look,
     need_index,
-    no_sae,
     open_index,
     open_sae,
     shown_tokens,
@@ -21,7 +20,7 @@ from interp.results import FeatureList
 from interp.samples import Image, Prompt
 
 
-@lens("Feature neighbours", BRICKEN, needs=no_sae, cost=lambda model, **_: (1, 0))
+@lens("Feature neighbours", BRICKEN, cost=lambda model, **_: (1, 0))
 def feature_neighbours(
     model: Model,
     sample: Prompt | Image,

@@ -10,7 +10,6 @@ from interp.methods.features._saes import (
     feature_of,
     look,
     need_index,
-    no_sae,
     open_sae,
     shown_tokens,
 )
@@ -19,7 +18,7 @@ from interp.results import FeaturePage
 from interp.samples import Image, Prompt
 
 
-@lens("Feature page", BRICKEN, needs=no_sae, cost=lambda model, **_: (1, 0))
+@lens("Feature page", BRICKEN, cost=lambda model, **_: (1, 0))
 def feature_page(
     model: Model,
     sample: Prompt | Image,

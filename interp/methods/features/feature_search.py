@@ -20,7 +20,6 @@ from interp.methods.features._saes import (
     listed,
     look,
     need_index,
-    no_sae,
     open_sae,
     readout,
     shown_tokens,
@@ -68,7 +67,6 @@ class Found:
 @lens(
     "Feature search",
     PAPER,
-    needs=no_sae,
     cost=lambda model, words, how, **_: (1 + EXAMPLES * len(words.split()) * (how in READS), 0),
 )
 def feature_search(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interp import Unsuitable, progress
 from interp.method import Paper, Range, SAEName, Unset, lens
-from interp.methods.features._saes import no_sae, open_sae
+from interp.methods.features._saes import open_sae
 from interp.model import LanguageModel
 from interp.results import Table
 from interp.sae import SAE
@@ -30,7 +30,6 @@ BATCH = 16
 @lens(
     "MoNA",
     PAPER,
-    needs=no_sae,
     cost=lambda model, task, sample=None, **_: (
         len(getattr(sample, "texts", range(100))) + (len(task.texts) if task else 0),
         0,
