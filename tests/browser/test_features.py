@@ -96,7 +96,7 @@ def test_the_dial_changes_what_comes_next_and_is_on_the_bar(visit: Any) -> None:
     page.keyboard.press("Home")
     page.wait_for_url(re.compile("ablate_feature"))
     expect(page.locator(".guess.first .name")).to_contain_text("French")
-    expect(page.locator(".st-key-bar").get_by_text("Ablate features: #")).to_be_visible()
+    expect(page.locator(".st-key-bar").get_by_role("button", name="Ablate features: #")).to_be_visible()
     page.get_by_role("button", name="Continue the text").click()
     expect(page.get_by_text("Before", exact=True)).to_be_visible()
     page.get_by_role("button", name="Undo").click()
@@ -149,9 +149,6 @@ def test_ones_own_sae_is_refused_in_a_sentence_added_and_indexed(visit: Any, tmp
     ):
         add(paths)
         expect(page.get_by_text(sentence).first).to_be_visible()
-        page.locator('[data-testid="stFileUploaderDeleteBtn"] button').first.click()
-        page.locator('[data-testid="stFileUploaderDeleteBtn"] button').first.click()
-        idle(page, quiet=0.4)
     page.get_by_text("It was made for stories").click()
     idle(page, quiet=0.4)
     add(written(tmp_path / "third", width, "my-model"))
