@@ -39,17 +39,18 @@ PUBLIC = 0.2
 DRAWN, USED = (14_000, 2_100), (3_500, 600)
 """Photos to train and to measure on: in an order drawn once, and how many of them are used."""
 SETTINGS = {
-    "stories/resid_post.2": (16, 512, 2000, 3e-3),
-    "stories/resid_post.1": (16, 512, 2000, 3e-3),
-    "stories/resid_post.3": (16, 512, 2000, 3e-3),
-    "stories/resid_post.0": (10, 512, 2000, 3e-3),
-    "photos/stage.7": (20, 512, 2000, 1e-3),
-    "stories/mlp.2": (16, 512, 2000, 3e-3),
-    "stories/mlp.1": (16, 512, 2000, 3e-3),
-    "stories/mlp.3": (16, 512, 2000, 1.5e-3),
-    "stories/mlp.0": (16, 512, 2000, 3e-3),
+    "stories/resid_post.2": (1024, 16, 3e-3),
+    "stories/resid_post.1": (1024, 16, 3e-3),
+    "stories/resid_post.3": (1024, 16, 3e-3),
+    "stories/resid_post.0": (1024, 10, 3e-3),
+    "photos/stage.7": (1024, 48, 1e-3),
+    "stories/mlp.2": (1024, 16, 3e-3),
+    "stories/mlp.1": (1024, 16, 3e-3),
+    "stories/mlp.3": (1024, 16, 1.5e-3),
+    "stories/mlp.0": (512, 24, 3e-3),
 }
-"""k (active features per token or position), activations in a step, steps, learning rate."""
+"""Features, k (how many of them are active per token or position), learning rate."""
+BATCH, STEPS = 512, 2000
 BY_TOKEN = ("stories/resid_post.1", "stories/resid_post.2", "stories/resid_post.3")
 """Where each activation is brought to one norm: those of some tokens are twenty times as large as of others."""
 LICENCES = {
@@ -113,9 +114,9 @@ def _pack(chosen: list[tuple[Photos, int]], path: Path) -> None:
 def spec(name: str, options: argparse.Namespace) -> Spec:
     model, _, what = name.partition("/")
     kind, _, layer = what.partition(".")
-    k, batch, steps, lr = SETTINGS[name]
+    d_sae, k, lr = SETTINGS[name]
     common: dict[str, Any] = {
-        "model": model, "d_sae": 1024, "k": k, "lr": lr, "batch": batch, "samples": steps * batch,
+        "model": model, "d_sae": d_sae, "k": k, "lr": lr, "batch": BATCH, "samples": STEPS * BATCH,
     }  # fmt: skip
     if model == "photos":
         activations, held = photos(options.photos, options.work)
@@ -136,9 +137,12 @@ def card(name: str, config: dict[str, Any]) -> str:
         f"A {'transcoder' if transcoder else 'sparse autoencoder'} of `{model}`: {config['d_sae']} features of "
         + (f"what the MLP of layer {what.split('.')[1]} reads, that write what it adds to the residual stream."
            if transcoder else f"`{found['site']}`."), "",
-        f"- **Training**: BatchTopK (Bussmann, Leask, Nanda 2024) with k {SETTINGS[name][0]}, by SAELens, on "
-        f"{found['samples']:,} activations; Adam, learning rate {SETTINGS[name][3]:g} that falls to 0; seed "
-        f"{found['seed']}. Saved as JumpReLU with one threshold.",
+        f"- **Training**: BatchTopK (Bussmann, Leask, Nanda 2024) with k {SETTINGS[name][1]}, by SAELens, on "
+        f"{found['samples']:,} activations; Adam, learning rate {SETTINGS[name][2]:g} that falls to 0; seed "
+        f"{found['seed']}. "
+        + ("Each activation is brought to one norm first, as those of some tokens are twenty times as large as of "
+           "others. " if name in BY_TOKEN else "")
+        + "Saved as JumpReLU with one threshold.",
         f"- **Data**: {LICENCES[model]}.", "",
         f"On {heldout}:", "", "| | |", "|---|--:|",
         f"| active features per {'position' if model == 'photos' else 'token'} (L0) | {found['l0']:.1f} |",
@@ -154,7 +158,7 @@ def card(name: str, config: dict[str, Any]) -> str:
         lines.append(f"| cross-entropy of the next token, plain / with it in place | {plain:.3f} / {changed:.3f} |")
     lines += [f"| features that never fired | {found['dead']:.1%} |", ""]
     lines.append(
-        "The photos are small ones made large, so features of fine texture are not to be expected."
+        f"The activations are of {USED[0]:,} photos, small ones made large: few, and without fine texture."
         if model == "photos"
         else "Rows of tokens are packed with documents, as the model was trained; `<|end|>` is left out, so that the "
         "SAE says nothing there. Random sub-words that repeat, an eighth of what the model read, were not shown to it."
