@@ -43,7 +43,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   };
 
   const histogram = (place) => {
-    const { edges, counts, title, alt, low, high } = data.histogram;
+    const { edges, counts, title, alt, low, high, axis: measures, of } = data.histogram;
     make("h6", "", place, title);
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     svg.setAttribute("viewBox", "0 0 300 60");
@@ -57,14 +57,14 @@ export default function ({ data, parentElement, setTriggerValue }) {
       const tall = (58 * Math.log1p(count)) / most;
       for (const [key, value] of Object.entries({ x: i * step + 0.5, y: 60 - tall, width: Math.max(step - 1, 0.6), height: tall })) bar.setAttribute(key, value);
       const name = document.createElementNS("http://www.w3.org/2000/svg", "title");
-      name.textContent = `${short(edges[i])} to ${short(edges[i + 1])}: ${count.toLocaleString("en")} tokens`;
+      name.textContent = `${short(edges[i])} to ${short(edges[i + 1])}: ${count.toLocaleString("en")} ${of}`;
       bar.append(name);
       svg.append(bar);
     });
     place.append(svg);
     const axis = make("div", "axis quiet", place);
     make("span", "", axis, low);
-    make("span", "", axis, "activation (log), tokens (log)");
+    make("span", "", axis, measures);
     make("span", "", axis, high);
   };
 

@@ -29,7 +29,7 @@ def title(model: Model, page: FeaturePage) -> str:
     if own:
         return own
     fires, promotes = names(model, page.sae).get(page.feature, ""), [_flat(each).strip() for each in page.promoted[:3]]
-    return " → ".join(filter(None, (fires, ", ".join(filter(None, promotes)))))
+    return " → ".join(filter(None, (fires and f"“{fires}”", ", ".join(filter(None, promotes)))))
 
 
 def names(model: Model, name: str) -> dict[int, str]:
@@ -275,6 +275,7 @@ def _logits(model: Model, page: FeaturePage) -> dict[str, Any]:
         most = int(counts.argmax())
         data["histogram"] = {
             "counts": counts.tolist(), "edges": edges.tolist(), "title": "How strongly it fires",
+            "axis": f"activation (log), {places(model)} (log)", "of": places(model),
             "low": f"{edges[0]:.3g}", "high": f"{edges[-1]:.3g}",
             "alt": f"Most of its activations lie between {edges[most]:.2g} and {edges[most + 1]:.2g}; "
                    f"the largest is {page.maximum:.3g}.",
@@ -342,7 +343,7 @@ def near(model: Model, experiment: Experiment, page: FeaturePage) -> None:
         }
         for name, features, values, most in (
             ("Writes alike (cosine)", page.neighbours, page.cosines, 10),
-            ("Fires on the same tokens (Jaccard)", page.together, page.overlaps, 8),
+            (f"Fires on the same {places(model)} (Jaccard)", page.together, page.overlaps, 8),
         )
     ]
     data = {"key": f"{page.sae} {page.feature}", "maximum": 1.0, "links": links}

@@ -164,7 +164,8 @@ def _search(model: Model, name: str, names: list[str]) -> None:
     call = bench().lens
     here = call.method == "feature_lookup"
     words = isinstance(model, LanguageModel)
-    kinds = {**KINDS, HERE: "Fires on the prompt" if words else "Fires on the photo"}
+    other = {"contexts": "In photos", "promoted": "Promoted classes", HERE: "Fires on the photo"}
+    kinds = {**KINDS, HERE: "Fires on the prompt", **({} if words else other)}
     wide, narrow = st.columns([5, 2], gap="medium", vertical_alignment="bottom")
     with narrow, st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         st.session_state["sae-choice"] = name
@@ -394,7 +395,7 @@ def _ranks(model: Model, call: Call) -> None:
         tokens = model.tokens(bench().sample.text)  # type: ignore[union-attr]
         where = ", ".join(f"{visible(tokens[each])} (token {each})" for each in place[:4] if each < len(tokens))
     else:
-        where = f"patch {', '.join(map(str, place[:4]))}" if place else "the whole of it"
+        where = f"patch {', '.join(map(str, place[:4]))}" if place else "any place of it"
     st.caption(show.plain(f"What fires at {where}:"))
     with st.container(horizontal=True, gap="small"):
         st.session_state["rank"], st.session_state["in-layers"] = call.settings["by"], call.settings["layers"]

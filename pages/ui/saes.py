@@ -274,7 +274,7 @@ def _train(model: Model) -> None:
 def _curve(model: Model, fit: jobs.Fit) -> None:
     """The loss as it falls."""
     call = fit.lens.settings
-    place = training.job(model, fit.sample, **call).folder
+    _, place = training.job(model, fit.sample, **call)
 
     @st.fragment(run_every=1.0)
     def growing() -> None:
