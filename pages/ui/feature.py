@@ -146,6 +146,9 @@ def _head(model: Model, page: FeaturePage) -> None:
         st.text_input("Your note", key="own-note", on_change=written, max_chars=labels.LONGEST[1],
                       placeholder="what you think it does")  # fmt: skip
 
+    if labels.own() and not labels.packed():
+        st.caption("Your labels are too many for a link; download them under Your own, Your labels, and send the file.")
+
 
 # ------------------------------------------------------------------------------------------------------------- the dial
 

@@ -208,13 +208,14 @@ def index(model: Model, name: str) -> None:
         _fit(fit, "Build the index", "build", lambda key: change(lens=Call("feature_lookup", sae=name, index=key)))
 
 
-def _fit(fit: jobs.Fit, label: str, key: str, done: Any, watched: Any = None) -> None:
+def _fit(fit: jobs.Fit, label: str, key: str, done: Any, watched: Any = None, more: str = "") -> None:
     """A button that says what it costs; then a bar with Stop; asked for again, it goes on where it was."""
     asked = f"asked:{fit.digest}"
     if not st.session_state.get(asked):
         forwards, _ = jobs.passes(fit)
         st.caption(
-            f"About {forwards:,.0f} forwards, {_seconds(jobs.estimate(fit))} here. Stopped, it goes on from there."
+            f"About {forwards:,.0f} forwards, {_seconds(jobs.estimate(fit))} here{more}. "
+            "Stopped, it goes on from there."
         )
         st.button(label, icon=":material/play_arrow:", type="primary", key=f"fit:{key}",
                   on_click=lambda: st.session_state.update({asked: True}))  # fmt: skip
@@ -268,7 +269,8 @@ def _train(model: Model) -> None:
     except Unsuitable as problem:
         st.warning(show.plain(str(problem)), icon=":material/info:")
         return
-    _fit(fit, "Train it", "train", use, lambda: _curve(model, fit))
+    _fit(fit, "Train it", "train", use, lambda: _curve(model, fit),
+         ", and as long again to learn, after 10 s to start")  # fmt: skip
 
 
 def _curve(model: Model, fit: jobs.Fit) -> None:

@@ -143,6 +143,9 @@ def feature_picture(_result: FeatureList | FeaturePage, key: str) -> str:
     else:
         rows = _result.grid.reshape(len(_result.features), -1) if len(_result.features) else np.zeros((1, 1))
     rows = np.nan_to_num(np.abs(rows[:12, :48])) if rows.size else np.zeros((1, 1))
+    if isinstance(_result, FeatureList) and not rows.any() and len(_result.values):  # silent here: their ranks, as bars
+        sizes = np.abs(_result.values[:12])
+        rows = (np.arange(24) < 24 * (sizes / max(float(sizes.max()), 1e-12))[:, None]).astype(float)
     shares = rows / np.maximum(rows.max(1, keepdims=True), 1e-12)
     picture = PIL.Image.fromarray(colours_of(shares, Look(colours="cividis", opacity=1.0)))
     return data_url(picture.resize((216, 144), PIL.Image.Resampling.NEAREST))
