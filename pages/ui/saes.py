@@ -291,7 +291,7 @@ def _curve(model: Model, fit: jobs.Fit) -> None:
                 height=180,
             )
             st.caption(f"{last['l0']:.3g} active, {100 * last['explained_variance']:.3g} % of the variance explained, "
-                       f"{100 * last['dead']:.2g} % dead so far.")  # fmt: skip
+                       f"{last['dead']:,.0f} features dead so far.")  # fmt: skip
 
     growing()
 

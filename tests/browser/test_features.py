@@ -154,11 +154,20 @@ def test_ones_own_sae_is_refused_in_a_sentence_added_and_indexed(visit: Any, tmp
     add(written(tmp_path / "third", width, "my-model"))
     page.wait_for_url(re.compile("local%3A"))
     expect(page.get_by_text("has no index yet")).to_be_visible()
+    page.get_by_text("From a file", exact=True).click()
+    lines = "\n".join(f"The key to box {each} is old, and so is the car near the house." for each in range(20_000))
+    page.locator('input[type="file"]').last.set_input_files(
+        {"name": "texts.txt", "mimeType": "text/plain", "buffer": lines.encode()}
+    )
+    build = page.get_by_role("button", name="Build the index")
+    build.click()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(build).to_be_visible()
     page.get_by_text("Pasted", exact=True).click()
     page.get_by_label("Texts, one on each line").fill("The key is old.\nThe box is old.\nThe car is old.")
     page.keyboard.press("Control+Enter")
     idle(page, quiet=0.5)
-    page.get_by_role("button", name="Build the index").click()
+    build.click()
     expect(page.get_by_text("Where it fires most").or_(page.get_by_text("never fired on"))).to_be_visible()
     expect(page.locator('[data-testid="stException"]')).to_have_count(0)
 
