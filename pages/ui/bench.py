@@ -177,7 +177,9 @@ def _with(other: Bench, now: Bench) -> Bench:
     """A bench with the model, input and changes of another; the lens asks for nothing that was another model's."""
     sample = Prompt(now.sample.clean) if isinstance(now.sample, PromptPair) else now.sample
     lens = other.lens if other.model == now.model else Call(other.lens.method)
-    view = other.view if other.model == now.model else View()
+    # a chosen node has a place in the prompt; an open feature has none
+    same = other.model == now.model and (kind_of(other) is FeaturePage or other.sample == sample)
+    view = other.view if same else View()
     return dataclasses.replace(
         other, model=now.model, sample=sample, chips=now.chips, lens=lens, view=view, second="", position=None
     )

@@ -92,6 +92,13 @@ def test_model_input_and_changes_come_along_and_go_along() -> None:
     assert app.session_state["bench"].lens == Call("feature_search", sae=SAE, words="key")
 
 
+def test_a_prompt_goes_along_to_circuits() -> None:
+    app = opened("features")
+    app.button(key="to:circuits").click().run()
+    assert not app.exception and app.session_state["bench"].lens.method == "information_flow_routes"
+    assert app.session_state["bench"].sample == Prompt("The capital of France is")
+
+
 def test_a_model_without_an_sae_is_told_what_to_do() -> None:
     app = opened("features", v="1", model="induction", prompt="a b a", lens="next_tokens")
     app.switch_page("pages/features.py").run()
