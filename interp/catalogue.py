@@ -38,7 +38,7 @@ def passes(key: str) -> tuple[float, float] | None:
 
 def cost_text(method: Method) -> str:
     """What a run costs on the embedded model, in words."""
-    found = passes(method.key) if method.kind == "lens" else None
+    found = None if method.kind == "intervention" else passes(method.key)
     if found is None:
         return "none of its own" if method.kind == "intervention" else "unknown"
     forwards, backwards = (round(each) for each in found)
