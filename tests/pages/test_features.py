@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from interp import Unsuitable, evidence, sae, zoo
+from interp import Unsuitable, evidence, figures, sae, zoo
 from interp.experiment import Call, Experiment
 from interp.results import FeatureList, FeaturePage, Table
 from interp.samples import Image, Prompt
-from pages.ui import feature, labels
+from pages.ui import feature, labels, show
 from pages.ui.bench import CAPITALS, View, first_feature
 from pages.ui.features import marked
 from tests.pages.test_pages import opened
@@ -213,3 +213,13 @@ def test_a_photo_is_looked_at_by_patches() -> None:
     assert not app.exception and not app.warning
     found = Experiment("photos", Image.gallery("chelsea"), Call("feature_lookup", positions=(24,))).run()
     assert isinstance(found, FeatureList) and found.grid.shape[1:] == (7, 7)
+
+
+def test_features_as_figures_and_as_small_pictures() -> None:
+    base = Experiment("stories", Prompt("The capital of France is"), Call("feature_lookup", sae=SAE, top=3))
+    found, page = base.run(), first_feature().experiment.run()
+    assert isinstance(found, FeatureList) and isinstance(page, FeaturePage)
+    assert list(figures.figure(found).data[0].x) == found.values.tolist()
+    assert list(figures.figure(page).data[0].x)[:2] == page.gains[:2].tolist()
+    assert show.feature_picture(found, "list").startswith("data:image/")
+    assert show.feature_words(page).startswith(f"Feature {CAPITALS}, which promotes Stockholm")
