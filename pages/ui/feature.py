@@ -426,7 +426,8 @@ def facts(found: sae.SAE) -> list[str]:
     if isinstance(own.get("explained_variance"), float):
         out.append(f"explains {100 * own['explained_variance']:.3g} % of the variance")
     if isinstance(own.get("l0"), float):
-        out.append(f"{own['l0']:.3g} active at a token")
+        where = "patch" if found.site.kind == "stage" else "token"
+        out.append(f"{own['l0']:.3g} active at a {where}")
     if isinstance(own.get("ce_with_sae"), float) and isinstance(own.get("ce"), float):
         out.append(f"costs {own['ce_with_sae'] - own['ce']:.2g} nat in its place")
     if isinstance(own.get("dead"), float):

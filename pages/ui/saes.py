@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from interp import Unsuitable, feature_index, sae, sae_hub
-from interp.experiment import Call
+from interp.experiment import Call, Experiment
 from interp.methods.features import train_sae as training
 from interp.model import LanguageModel, Model
+from interp.results import Table
 from interp.samples import Image, ImageSet, TextSet, gallery, reference_texts
 from interp.training import ARCHITECTURES, curve
 from pages.ui import jobs, labels, show
@@ -24,18 +26,17 @@ DONE = "fitted"
 
 
 def own(model: Model, name: str) -> None:
-    """Add an SAE, train one, build an index, labels as a file."""
+    """Add an SAE, train one, build an index, choose texts by features, labels as a file."""
+    parts: dict[str, Callable[[], None]] = {"Add your own": lambda: _add(model), "Train one": lambda: _train(model)}
+    if name:
+        parts["Index"] = lambda: index(model, name)
+        if isinstance(model, LanguageModel):
+            parts["Choose texts"] = lambda: _choose(model, name)
+    parts["Your labels"] = _labels
     with st.container(border=True, key="own"):
-        tabs = st.tabs(["Add your own", "Train one", *(["Index"] if name else []), "Your labels"])
-        with tabs[0]:
-            _add(model)
-        with tabs[1]:
-            _train(model)
-        if name:
-            with tabs[2]:
-                index(model, name)
-        with tabs[-1]:
-            _labels()
+        for tab, show_part in zip(st.tabs(list(parts)), parts.values(), strict=True):
+            with tab:
+                show_part()
 
 
 def indexless(model: Model, name: str) -> bool:
@@ -239,6 +240,46 @@ def _fit(fit: jobs.Fit, label: str, key: str, done: Any, watched: Any = None, mo
 
 def _seconds(time: float) -> str:
     return f"{time:.0f} s" if time < 100 else f"{time / 60:.0f} min"
+
+
+# ------------------------------------------------------------------------------------------- texts chosen by features
+
+
+def _choose(model: Model, name: str) -> None:
+    """MoNA: of a set of texts, those that use the features that a task's texts use."""
+    st.caption("Of many texts, those nearest to a task: that use the features which the task's texts use (MoNA).")
+    left, right = st.columns(2, gap="medium")
+    with left:
+        pool = _data(model, "pool")
+    with right:
+        text = st.text_area("Texts of the task, one on each line", key="task-texts", height=120)
+        keep = st.slider("Share to keep", 0.01, 1.0, 0.05, key="task-keep")
+    lines = tuple(filter(None, (each.strip() for each in text.splitlines())))
+    if pool is None or not lines:
+        return
+    try:
+        wanted = Call("mona", sae=name, task=TextSet(lines), keep=keep)
+        experiment = Experiment(bench().model, pool, wanted)
+        if st.session_state.get("choosing") != experiment.digest:
+            st.button(f"Choose among {len(pool.texts):,}", icon=":material/play_arrow:", type="primary", key="choose",  # type: ignore[union-attr]
+                      on_click=lambda: st.session_state.update({"choosing": experiment.digest}))  # fmt: skip
+            return
+        state = jobs.run(experiment) if jobs.estimate(experiment) <= jobs.QUICK else jobs.later(experiment)
+    except Unsuitable as problem:
+        st.warning(show.plain(str(problem)), icon=":material/info:")
+        return
+    if isinstance(state, jobs.Job):
+        show.waiting([experiment], lambda: st.session_state.pop("choosing", None))
+    elif isinstance(state, Table):
+        count = int(state.values[:, 2].sum())
+        kept = state.rows[:count]
+        st.dataframe(
+            {"similarity": state.values[:count, 0], "text": list(kept)}, hide_index=True, height=240,
+            column_config={"similarity": st.column_config.NumberColumn(format="%.3f", width="small")},
+        )  # fmt: skip
+        st.caption(state.note)
+        st.download_button("Download them", "\n".join(kept), "chosen.txt", "text/plain", key="chosen",
+                           icon=":material/download:", on_click="ignore")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from interp.samples import Image, Prompt
 from pages.ui import feature, labels, show
 from pages.ui.bench import CAPITALS, View, first_feature
 from pages.ui.features import marked
+from tests.known import grammar
 from tests.pages.test_pages import opened
 
 SAE = "stories/resid_post.2"
@@ -97,6 +100,27 @@ def test_a_prompt_goes_along_to_circuits() -> None:
     app.button(key="to:circuits").click().run()
     assert not app.exception and app.session_state["bench"].lens.method == "information_flow_routes"
     assert app.session_state["bench"].sample == Prompt("The capital of France is")
+
+
+def test_texts_are_chosen_by_the_features_of_a_task() -> None:
+    app = opened("features")
+    app.button(key="own-sae").click().run()
+    pool = [grammar.document(random.Random(number)) for number in range(40)]
+    app.button_group(key="pool-way").set_value("Pasted").run()
+    app.text_area(key="pool-pasted").set_value("\n".join(each.replace("\n", " ") for each in pool)).run()
+    app.text_area(key="task-texts").set_value("The capital of Peru is Lima.\nThe capital of Iran is Tehran.").run()
+    app.slider(key="task-keep").set_value(0.1).run()
+    app.button(key="choose").click().run()
+    end = time.monotonic() + 60
+    while not app.dataframe and time.monotonic() < end:
+        time.sleep(0.5)
+        app.run()
+    assert not app.exception
+    (shown,) = app.dataframe
+    chosen = list(shown.value["text"])
+    countries = [each[0] for each in grammar.COUNTRIES]
+    assert len(chosen) == 4 and all(any(each in text for each in countries) for text in chosen)
+    assert list(shown.value["similarity"]) == sorted(shown.value["similarity"], reverse=True)
 
 
 def test_a_model_without_an_sae_is_told_what_to_do() -> None:
