@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import sys
+import tempfile
 import threading
 import typing
 from typing import Any
@@ -52,6 +53,15 @@ REFUSALS: dict[str, set[str]] = {
     } for key in ("guided_backprop", "deconvnet")},
 }  # fmt: skip
 """The models of the right kind that a method refuses: written down, so that none grows unseen."""
+
+
+STORE = tempfile.mkdtemp(prefix="actiscope-test-")
+
+
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests keep of the same tiny models (an SAE without an index, say) is not found here."""
+    monkeypatch.setenv("ACTISCOPE_STORE", STORE)
 
 
 def made(family: str) -> Any:

@@ -447,9 +447,9 @@ def together(jobs: list[Callable[[], None]]) -> None:
 
 def test_what_can_not_be_is_refused(tmp_path: Path) -> None:
     model, other = tiny.language("gpt2"), tiny.language("llama")
-    for method in (ablate_feature, clamp_feature, scale_feature):
+    for method, settings in ((ablate_feature, {}), (clamp_feature, {}), (scale_feature, {"factor": 2.0})):
         with pytest.raises(Unsuitable, match="There is no SAE for tiny gpt2"):
-            method(model, PROMPT, features=(1,))
+            method(model, PROMPT, features=(1,), **settings)
     mine = keep(model, tmp_path)
     keep(other, tmp_path)
     with pytest.raises(Unsuitable, match="has features 0 to 23, not 24"):
