@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-EPOCHS, REPELLED = 300, 5
+EPOCHS, REPELLED = 200, 5
 """Steps, and how many random others repel each point in each."""
 
 
@@ -64,10 +64,10 @@ def layout(
         return np.linspace(-1, 1, n, dtype=np.float32)[:, None].repeat(2, 1) if n > 1 else np.zeros((n, 2), np.float32)
     ids, cosines = near or neighbours(vectors, 15)
     source, goal, weight = _edges(ids.numpy()[:, :15], cosines.numpy()[:, :15])
-    start = principal(torch.nn.functional.normalize(vectors.float(), dim=1), seed).numpy().astype(np.float64)
+    start = principal(torch.nn.functional.normalize(vectors.float(), dim=1), seed).numpy()
     y = 5 * start / max(float(start.std()), 1e-12)
     generator = np.random.default_rng(seed)
-    y += generator.normal(0, 1e-3, y.shape)  # equal vectors must be able to part
+    y = (y + generator.normal(0, 1e-3, y.shape)).astype(np.float32)  # equal vectors must be able to part
     for step in range(epochs):
         rate = 1 - step / epochs
         apart = y[goal] - y[source]
@@ -78,7 +78,7 @@ def layout(
         move = (away * (2 / ((0.1 + square) * (1 + square)))).sum(1)
         for axis in (0, 1):
             move[:, axis] += np.bincount(source, pull[:, axis], n)
-        y += rate * np.clip(move, -4, 4)
+        y += np.float32(rate) * np.clip(move, -4, 4)
     y -= (y.max(0) + y.min(0)) / 2
     return (y / max(float(np.abs(y).max()), 1e-12)).astype(np.float32)
 
@@ -88,11 +88,11 @@ def _edges(ids: np.ndarray, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray
     n, k = ids.shape
     far = 1 - cosines
     own = far - far.min(1, keepdims=True)
-    weight = np.exp(-own / np.maximum(own.mean(1, keepdims=True), 1e-6)).ravel().astype(np.float64)
+    weight = np.exp(-own / np.maximum(own.mean(1, keepdims=True), 1e-6)).ravel().astype(np.float32)
     source, goal = np.repeat(np.arange(n), k), ids.ravel()
     pairs = np.r_[source * n + goal, goal * n + source]
     pairs, place = np.unique(pairs, return_inverse=True)
-    there, back = np.zeros(len(pairs)), np.zeros(len(pairs))
+    there, back = np.zeros((2, len(pairs)), np.float32)
     there[place[: n * k]], back[place[n * k :]] = weight, weight
     both = there + back - there * back
     return pairs // n, pairs % n, both * (n / both.sum())
