@@ -391,6 +391,10 @@ def _node(model: LanguageModel, experiment: Experiment, result: Graph) -> None:
         st.warning(show.plain(str(problem)), icon=":material/info:")
         return
     tokens = [visible(each) for each in result.tokens]
+    if node.position is not None and node.position >= len(tokens):
+        st.warning(f"The part that was chosen stands at token {node.position}; this prompt has 0 to {len(tokens) - 1}. "
+                   "Click another.", icon=":material/info:")  # fmt: skip
+        return
     st.markdown(f"##### {short(node)} · {show.plain(in_words(node) + _where(node, tokens))}")
     if name in result.nodes:
         st.markdown(f"**{result.value(name):.3g}** {result.units}")

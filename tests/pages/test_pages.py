@@ -100,6 +100,12 @@ def test_a_broken_view_in_a_link_is_left_out() -> None:
     assert app.session_state["bench"].view.node == "" and not app.session_state["bench"].view.beside
 
 
+def test_a_chosen_part_behind_the_end_of_the_prompt_gets_a_sentence() -> None:
+    query = {"v": "1", "model": "stories", "prompt": "The capital of Peru is", "lens": "information_flow_routes"}
+    app = opened("circuits", **query, node="z.1.0@30")
+    assert not app.exception and any("stands at token 30" in each.value for each in app.warning)
+
+
 def test_two_prompts_and_a_place_travel_in_the_link() -> None:
     query = {"v": "1", "model": "stories", "prompt": "The capital of Peru is", "lens": "logit_lens"}
     app = opened("prompts", **query, second="The capital of Cuba is", position="3", layer="2")
