@@ -159,7 +159,7 @@ def test_a_tokenizer_without_bos_or_padding_serves() -> None:
     for name in ("bos_token", "eos_token", "pad_token"):
         setattr(tokenizer, name, None)
     network: nn.Module = tiny.untouched("llama")
-    model = LanguageModel(network, tokenizer, "bare")
+    model = tiny.featured(LanguageModel(network, tokenizer, "bare"))
     near(model(["abc", "a"])[1, 2:], model("a")[0], 1e-4)
     assert model.tokens("abc") == ["a", "b", "c"] and "".join(model.generate("abc", 5))
     for key, method in METHODS.items():

@@ -1,6 +1,11 @@
 // Features as a list: label, how often each fires, why it was found, one context with the firing token marked.
 export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".root");
+  root.act = (value) => setTriggerValue("act", value);
+  // a row that is replaced between press and release would lose the click
+  const shown = JSON.stringify(data);
+  if (root.shown === shown) return;
+  root.shown = shown;
   const active = root.getRootNode().activeElement;
   const had = active && root.contains(active) ? active.dataset.at : null;
   const scroll = root.firstElementChild ? root.firstElementChild.scrollTop : 0;
@@ -44,11 +49,11 @@ export default function ({ data, parentElement, setTriggerValue }) {
     }
     const foot = make("span", "foot quiet", button);
     foot.textContent = [item.reason, item.density].filter(Boolean).join(" · ");
-    button.onclick = () => setTriggerValue("act", { open: item.feature, sae: item.sae });
+    button.onclick = () => root.act({ open: item.feature, sae: item.sae });
     const like = make("button", "like", row, "like this");
     like.title = "Features with a similar direction";
     like.setAttribute("aria-label", `Features like #${item.feature}`);
-    like.onclick = () => setTriggerValue("act", { like: item.feature, sae: item.sae });
+    like.onclick = () => root.act({ like: item.feature, sae: item.sae });
     button.onkeydown = (event) => {
       const step = { ArrowUp: -1, ArrowDown: 1 }[event.key];
       if (!step) return;
