@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -421,7 +420,7 @@ def read(folder: Path, name: str = "") -> SAE:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
     if not (tensors.get("scaling_factor", torch.ones(1)) == 1).all():
         raise Unsuitable(f"{name} scales its activations (scaling_factor), as SAELens no longer does; take another.")
-    return SAE(name, _digest(folder), settings, _checked(settings, tensors, name))
+    return SAE(name, store.digest_of((config, weights)), settings, _checked(settings, tensors, name))
 
 
 def _json(config: Path) -> Any:
@@ -524,7 +523,7 @@ def keep(folder: str | Path, model: Model | None = None) -> str:
         shutil.copyfile(folder / WEIGHTS, Path(made) / WEIGHTS)
         if model is not None:
             read(Path(made), folder.name).check(model)
-        digest = _digest(Path(made))
+        digest = store.digest_of((Path(made) / CONFIG, Path(made) / WEIGHTS))
         if not (place / digest).exists():
             new = Path(tempfile.mkdtemp(dir=place))
             shutil.copytree(made, new, copy_function=shutil.copyfile, dirs_exist_ok=True)
@@ -544,21 +543,6 @@ def keep_files(files: Mapping[str, bytes], model: Model | None = None) -> str:
             except (OSError, ValueError):
                 raise Unsuitable(f"{name[:40]!r} can't be the name of a file; give {CONFIG} and {WEIGHTS}.") from None
         return keep(folder, model)
-
-
-def _digest(folder: Path) -> str:
-    files = [folder / CONFIG, folder / WEIGHTS]
-    return _hash(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-
-
-@lru_cache(64)
-def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
-    hasher = hashlib.sha256()
-    for path, size, _ in files:
-        hasher.update(f"{Path(path).name} {size} ".encode())
-        with open(path, "rb") as file:
-            hasher.update(hashlib.file_digest(file, "sha256").digest())
-    return hasher.hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------- what there is

@@ -9,7 +9,8 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ def artefact(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, n
 def key_of(*parts: Any) -> str:
     """sha256 of the canonical JSON of plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """16 hex digits of the names and contents of these files; they are read again when size or time has changed."""
+    return _digest(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(128)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    hasher = hashlib.sha256()
+    for path, size, _ in files:
+        hasher.update(f"{Path(path).name} {size} ".encode())
+        with open(path, "rb") as file:
+            hasher.update(hashlib.file_digest(file, "sha256").digest())
+    return hasher.hexdigest()[:16]
 
 
 def _path(kind: str, digest: str) -> Path:

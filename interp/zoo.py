@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import threading
 from collections import OrderedDict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from interp import Missing, Unsuitable
+from interp import Missing, Unsuitable, store
 from interp.model import LanguageModel, Model, VisionModel
 
 SHELF = Path(__file__).parent.parent / "assets" / "models"
@@ -96,21 +94,9 @@ def shared_name(name: str) -> str:
     folder = _folder(name)
     if folder is None:
         return name
-    files = [path for path in (*sorted(folder.glob("*.json")), *_weights(folder)) if path.is_file()]
-    digest = _digest(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    digest = store.digest_of(path for path in (*sorted(folder.glob("*.json")), *_weights(folder)) if path.is_file())
     _folders[digest] = folder
     return f"local:{digest}"
-
-
-@lru_cache(64)
-def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """Of the contents of these files; their sizes and times only say when to read them again."""
-    hasher = hashlib.sha256()
-    for path, size, _ in files:
-        hasher.update(f"{Path(path).name} {size} ".encode())
-        with open(path, "rb") as file:
-            hasher.update(hashlib.file_digest(file, "sha256").digest())
-    return hasher.hexdigest()[:16]
 
 
 def is_path(name: str) -> bool:
