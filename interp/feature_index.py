@@ -30,10 +30,9 @@ from interp._index_pass import Chunk, Pass
 from interp.model import LanguageModel, Model, VisionModel
 from interp.sae import SAE, SHELF
 from interp.samples import ImageSet, TextSet
+from interp.texts import CHARACTERS, Texts, Windows
 
 VERSION = 1
-CHARACTERS = 2**17
-"""How much text is looked at together; less where an SAE is so wide that its activations would take too much memory."""
 GRID = 16
 """Contexts of images are kept on at most so many cells a side: the largest activation in each."""
 THUMBNAIL = 64
@@ -323,57 +322,6 @@ def _indexes(model: Model, sae: SAE) -> list[Index]:
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-class _Texts:
-    """Documents in groups of about so many characters; very long ones in pieces."""
-
-    def __init__(self, data: TextSet | Path, name: str, characters: int) -> None:
-        self.data, self.characters = data, characters
-        if isinstance(data, TextSet):
-            self.digest = store.key_of("texts", data.texts)
-        else:
-            try:
-                with open(data, "rb") as file:
-                    self.digest = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as problem:
-                raise Unsuitable(f"{data.name} can't be read: {problem.strerror}.") from None
-        self.name = name or ("texts" if isinstance(data, TextSet) else data.name)
-
-    def _documents(self) -> Iterator[tuple[int, str]]:
-        if isinstance(self.data, TextSet):
-            yield from enumerate(self.data.texts)
-            return
-        try:
-            with open(self.data, encoding="utf-8") as file:
-                lines = (line.strip() for line in file)
-                for number, line in enumerate(line for line in lines if line):
-                    yield number, _text_of(json.loads(line)) if self.data.suffix == ".jsonl" else line
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            raise Unsuitable(f"{self.data.name} is no UTF-8 text with a document in each line.") from None
-
-    def groups(self) -> Iterator[list[tuple[int, str]]]:
-        group: list[tuple[int, str]] = []
-        held = 0
-        for number, text in self._documents():
-            for start in range(0, len(text), self.characters):
-                group.append((number, text[start : start + self.characters]))
-                held += len(group[-1][1])
-                if held >= self.characters:
-                    yield group
-                    group, held = [], 0
-        if group:
-            yield group
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self.groups())
-
-
-def _text_of(line: Any) -> str:
-    text = line.get("text") if isinstance(line, dict) else line
-    if not isinstance(text, str):
-        raise Unsuitable('Each line of a .jsonl file is a text, or an object with a "text".')
-    return text
-
-
 class _Images:
     """Pictures with captions, in groups of so many."""
 
@@ -437,13 +385,13 @@ def build(
     if isinstance(model, VisionModel):
         if isinstance(data, TextSet | str | Path):
             raise Unsuitable(f"{model.name} looks at images; give images.")
-        source: _Texts | _Images = _Images(data, name, reader.images())
+        source: Texts | _Images = _Images(data, name, reader.images())
     else:
         if isinstance(data, str | Path):
             data = Path(data).expanduser()
         elif not isinstance(data, TextSet):
             raise Unsuitable(f"{model.name} reads texts; give texts.")
-        source = _Texts(data, name, min(CHARACTERS, max(2**10, 2**29 // sae.d_sae)))
+        source = Texts(data, name, min(CHARACTERS, max(2**10, 2**29 // sae.d_sae)))
     key = store.key_of("feature index", VERSION, model.digest, sae.digest, source.digest, reader.context, seed)
     path = folder() / f"{key}.safetensors"
     with store._lock(key):
@@ -460,7 +408,7 @@ def build(
 
 
 def _passed(
-    model: Model, sae: SAE, reader: _Reader, source: _Texts | _Images, seed: int, part: Path
+    model: Model, sae: SAE, reader: _Reader, source: Texts | _Images, seed: int, part: Path
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     text = isinstance(model, LanguageModel)
     seen = Pass(sae.d_sae, reader.width, text, seed)
@@ -484,7 +432,7 @@ def _passed(
         for number, group in enumerate(progress.track(source.groups(), f"reading {source.name}", len(source))):
             if number < done:
                 continue
-            if isinstance(source, _Texts):
+            if isinstance(source, Texts):
                 chunk, found = reader.read_texts(seen.tokens, group)
                 after = group[-1][0] + 1
             else:
@@ -568,7 +516,6 @@ class _Reader:
         self.context = context
         if isinstance(model, LanguageModel):
             self.context = min(context, model.limit)
-            self.special = np.array(sorted(model.tokenizer.all_special_ids), np.int64)
             if self.context < 2:
                 raise Unsuitable("A window needs at least two tokens; choose a longer context.")
         else:
@@ -625,49 +572,18 @@ class _Reader:
     def read_texts(self, first: int, group: Sequence[tuple[int, str]]) -> tuple[Chunk, Firings]:
         """The tokens of these documents, special ones left out, and what fires on them."""
         model = cast(LanguageModel, self.model)
-        windows, documents = self._windows(group)
-        lengths = np.array([len(each) for each in windows], np.int64)
-        flat = np.array(list(itertools.chain.from_iterable(windows)), np.int64)
-        counted = ~np.isin(flat, self.special)
-        number = np.where(counted, np.cumsum(counted) - 1, -1)
-        window = np.repeat(np.arange(len(windows)), lengths)[counted]
-        chunk = Chunk.of_text(first, window, np.array(documents, np.int32)[window], flat[counted].astype(np.int32))
-        ends = np.cumsum(lengths)
+        begin = bool(self.sae.metadata.get("prepend_bos"))
+        windows = Windows.of(model, group, self.context, begin)
+        chunk = Chunk.of_text(first, windows.window, windows.document, windows.ids.astype(np.int32))
         found: list[Firings] = []
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), self.batch):
-            some = order[start : start + self.batch]
-            longest = int(lengths[some].max())
-            column = np.arange(longest)
-            inside = column < lengths[some, None]
-            place = np.where(inside, (ends - lengths)[some, None] + column, 0)
-            # padding at the right has no effect on what stands before it in a causal model
-            ids = torch.from_numpy(np.where(inside, flat[place], flat[0])).to(model.device)
+        for ids, row in windows.batches(self.batch):
             with torch.no_grad(), self._around(), model.record([self.sae.site]) as seen:
-                model(ids, keep=1)
+                model(ids.to(model.device), keep=1)
             rows = self.sae.rows(seen[self.sae.site], model)
-            row = np.where(inside, number[place], -1)
             good = row >= 0
             with torch.no_grad():
                 found += self._encoded(rows[torch.from_numpy(good).to(rows.device)], row[good])
         return chunk, _joined(found)
-
-    def _windows(self, group: Sequence[tuple[int, str]]) -> tuple[list[list[int]], list[int]]:
-        """Token ids of the windows of these documents, each begun as the tokenizer begins a text."""
-        tokenizer = cast(LanguageModel, self.model).tokenizer
-        windows, documents = [], []
-        special = set(self.special.tolist())
-        first = getattr(tokenizer, "bos_token_id", None)
-        begin = [first] if self.sae.metadata.get("prepend_bos") and first is not None else []
-        found = tokenizer([text for _, text in group], return_attention_mask=False)["input_ids"]
-        for (document, _), ids in zip(group, found, strict=True):
-            lead = list(itertools.takewhile(special.__contains__, ids))
-            ids, lead = ids[len(lead) :], (lead or begin)[: self.context - 1]
-            step = self.context - len(lead)
-            for start in range(0, len(ids), step):
-                windows.append(lead + ids[start : start + step])
-                documents.append(document)
-        return windows, documents
 
     def read_images(
         self, first: int, group: Sequence[tuple[int, tuple[PIL.Image.Image, str]]]
