@@ -89,3 +89,21 @@ def try_text(key: str, data: dict[str, Any], on: Any) -> None:
 def patches(key: str, data: dict[str, Any], on: Any) -> None:
     """A photo whose patches are buttons: photo, box, grid, scale, selected, alt, label, note."""
     _mount("patches", key, "pick", data, on)
+
+
+def staircase(key: str, data: dict[str, Any], on: Any) -> None:
+    """Pairs of layers: rows, columns, cells (value, low, high, text, span, title), selected, range, stops, quantity, low,
+    high, none, label. Its event: {row, column}."""
+    _mount("staircase", key, "pick", data, on)
+
+
+def transport(key: str, data: dict[str, Any], on: Any) -> None:
+    """What fires at a layer, as lines from the layer below and sparks: tokens, source, target, policy, panels (title, alt,
+    marks), groups of items, selected, position. Its events: {open: feature}, {at: token}."""
+    _mount("transport", key, "act", data, on)
+
+
+def life(key: str, data: dict[str, Any], on: Any) -> None:
+    """A feature through the layers: rows, columns, values, texts, notes, curve, sources, source, position, range, stops,
+    quantity, low, high, label, curveLabel. Its events: {row}, {row, column}."""
+    _mount("life", key, "pick", data, on)
