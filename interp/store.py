@@ -9,12 +9,15 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _locks: dict[str, threading.Lock] = {}
@@ -94,6 +97,21 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
         with open(path, "rb") as file:
             hasher.update(hashlib.file_digest(file, "sha256").digest())
     return hasher.hexdigest()[:16]
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file so that a reader, and the next run, sees all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob("*.new"):  # by a run that was killed while it wrote
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, new, dict(metadata))
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _path(kind: str, digest: str) -> Path:

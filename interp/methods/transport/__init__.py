@@ -1,0 +1,1 @@
+"""Transport: is a feature carried, or made anew?"""
