@@ -32,7 +32,9 @@ PENALTIES = (0.0, *(10.0**power for power in range(-8, 4)), math.inf)
 Policy = Literal["same", "previous", "attention"]
 Kind = Literal["ridge", "reduced rank", "truncated", "identity", "mean", "random"]
 QUANTITIES = ("efficiency", "transported", "ceiling", "size")
-FEATURE_FACTS = ("count", "r2", "low", "high", "carried", "correlation", "slope")
+FEATURE_FACTS = (
+    "count", "read", "read low", "read high", "r2", "r2 low", "r2 high", "carried", "correlation", "slope"
+)  # fmt: skip
 Array = np.ndarray
 
 
@@ -231,11 +233,14 @@ class Operators:
         return (1 - left / whole.clamp(min=1e-30)).numpy()
 
     def features(self, sae: str, source: int, target: int) -> dict[str, Float[Array, feature]] | None:
-        """Of every feature of an SAE at the target, on the held-out tokens where it fires: how its activation is read.
+        """Of every feature of an SAE at the target, on held-out tokens: how it is read off the transported stream.
 
-        a = <y, d_f>, a' = <T x, d_f>, about the fit's means. count; r2 = 1 - sum (a - a')^2 / sum (a - mean a)^2, with
-        low and high; carried = sum a' / sum a; correlation and slope of a on a'. NaN where it fires too rarely. None
-        of an SAE that was not there when the operators were fitted.
+            read = 1 - sum (f(y) - f(T x + b))^2 / sum (f(y) - mean f)^2            over all tokens; f: its activation
+            r2 = 1 - sum (a - a')^2 / sum (a - mean a)^2        where it fires; a = <y, d_f> and a' = <T x, d_f>, as in
+            carried = sum a' / sum a                            the paper, both about the fit's mean
+
+        With the ends of 95 % intervals; count: the tokens where it fires; correlation, and slope of a on a'. NaN where
+        it fires too rarely. None of an SAE that was not there when the operators were fitted.
         """
         name = f"features.{self.saes.index(sae)}" if sae in self.saes else ""
         if f"{name}.{source}" not in self._file.keys():  # noqa: SIM118

@@ -243,7 +243,7 @@ class Judging:
                 source, target = centred[variable(a)], centred[b]
                 sums[each].add(source @ xs, target @ ys, source @ (held["maps"][each].T @ ys), member, away)
             for one in features:
-                one.add(x, centred, held["maps"], block, variable)
+                one.add(x, centred, held["means"], held["maps"], block, variable)
         out = {f"test.{key}": each for key, each in moments.state().items()}
         for each, one_pair in enumerate(sums):
             out |= {f"{each}.{key}": value for key, value in one_pair.state().items()}
@@ -266,9 +266,10 @@ class Judging:
 
 
 class Firing:
-    """Of every feature of an SAE, sums over the tokens where it fires, for each source.
+    """Of every feature of an SAE, sums for each source: over the tokens where it fires, and over all.
 
-    sums: by source [block, 7, feature], of 1, a, a^2, (a - a')^2, a', a'^2 and a a'.
+    sums: by source [block, 13, feature], where it fires of 1, a, a^2, (a - a')^2, a', a'^2 and a a'; over all tokens
+    of 1, f, f^2, f', f'^2 and f f', f' being what the SAE reads off the transported stream.
     """
 
     def __init__(self, model: LanguageModel, found: SAE, judging: Judging) -> None:
@@ -277,45 +278,63 @@ class Firing:
         rows = found.W_dec.float()
         self.rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
         self.maps = {a: each for each, (a, b) in enumerate(judging.maps) if b == self.target}
-        self.sums = {a: np.zeros((FEATURE_BLOCKS, 7, found.d_sae)) for a in self.maps}
+        self.sums = {a: np.zeros((FEATURE_BLOCKS, 13, found.d_sae)) for a in self.maps}
 
-    def add(self, x: Tensor, centred: Tensor, maps: Tensor, block: Int[Array, row], variable: Any) -> None:
-        for start in range(0, x.shape[1], 512):
-            some = slice(start, start + 512)
+    def add(
+        self, x: Tensor, centred: Tensor, means: Tensor, maps: Tensor, block: Int[Array, row], variable: Any
+    ) -> None:
+        step = max(64, 2**22 // self.sae.d_sae)
+        for start in range(0, x.shape[1], step):
+            some = slice(start, start + step)
             with torch.no_grad():
                 f = self.sae.encode(x[self.target, some])
             at, feature = (f > FIRES).nonzero(as_tuple=True)
             rows = self.rows[feature].to(x)
             true = (centred[self.target, some][at] * rows).sum(1).double().cpu().numpy()
-            number = feature.cpu().numpy() + self.sae.d_sae * (block[some][at.cpu().numpy()] % FEATURE_BLOCKS)
+            own = block[some] % FEATURE_BLOCKS
+            number = feature.cpu().numpy() + self.sae.d_sae * own[at.cpu().numpy()]
+            member = torch.from_numpy(own == np.arange(FEATURE_BLOCKS)[:, None]).to(f)
             for source, each in self.maps.items():
-                predicted = centred[variable(source), some] @ maps[each].T
-                read = (predicted[at] * rows).sum(1).double().cpu().numpy()
-                ones = np.ones_like(true)
-                parts = (ones, true, true**2, (true - read) ** 2, read, read**2, true * read)
-                for part, values in enumerate(parts):
+                moved = centred[variable(source), some] @ maps[each].T
+                read = (moved[at] * rows).sum(1).double().cpu().numpy()
+                sums = self.sums[source]
+                for part, values in enumerate(
+                    (np.ones_like(true), true, true**2, (true - read) ** 2, read, read**2, true * read)
+                ):
                     summed = np.bincount(number, values, FEATURE_BLOCKS * self.sae.d_sae)
-                    self.sums[source][:, part] += summed.reshape(FEATURE_BLOCKS, self.sae.d_sae)
+                    sums[:, part] += summed.reshape(FEATURE_BLOCKS, self.sae.d_sae)
+                with torch.no_grad():
+                    other = self.sae.encode(moved + means[self.target])
+                for part, dense in enumerate((torch.ones_like(f), f, f * f, other, other * other, f * other), start=7):
+                    sums[:, part] += (member @ dense).double().cpu().numpy()
 
 
-def feature_facts(sums: Float[Array, "block 7 feature"], seed: int) -> Float[Array, "fact feature"]:
+def feature_facts(sums: Float[Array, "block 13 feature"], seed: int) -> Float[Array, "fact feature"]:
     """FEATURE_FACTS of every feature from the sums of `Firing`, with percentiles over resampled blocks."""
 
     def facts(total: Array) -> tuple[Array, ...]:
-        n, a, aa, left, b, bb, ab = (total[..., part, :] for part in range(7))
+        n, a, aa, left, b, bb, ab, all_n, f, ff, _, gg, fg = (total[..., part, :] for part in range(13))
         with np.errstate(divide="ignore", invalid="ignore"):
             whole, spread, together = aa - a * a / n, bb - b * b / n, ab - a * b / n
             whole = np.where(whole > 1e-9 * aa, whole, np.nan)
-            return n, 1 - left / whole, b / a, together / np.sqrt(whole * spread), together / spread
+            read = 1 - (ff - 2 * fg + gg) / (ff - f * f / all_n)
+            return n, read, 1 - left / whole, b / a, together / np.sqrt(whole * spread), together / spread
 
-    count, r2, carried, correlation, slope = facts(sums.sum(0))
+    count, read, r2, carried, correlation, slope = facts(sums.sum(0))
     weights = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), FEATURE_ROUNDS)
-    drawn = facts(np.tensordot(weights.astype(float), sums, 1))[1]
     rare = count < RAREST
-    some = np.where(np.isnan(drawn) | rare, 0.0, drawn)
-    low, high = np.quantile(some, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    rows = np.stack([r2, np.fmin(low, r2), np.fmax(high, r2), carried, correlation, slope])
-    return np.vstack([count, np.where(rare | np.isnan(r2), np.nan, rows)]).astype(np.float32)
+    ends: list[Array] = [read, r2]
+    for value, part in ((read, 1), (r2, 2)):
+        drawn = np.concatenate([
+            facts(np.tensordot(weights[start : start + 20].astype(float), sums, 1))[part]
+            for start in range(0, FEATURE_ROUNDS, 20)
+        ])  # fmt: skip
+        low, high = np.nanquantile(
+            np.where(np.isfinite(drawn), drawn, 0.0), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0
+        )
+        ends += [np.fmin(low, value), np.fmax(high, value)]
+    rows = np.stack([read, ends[2], ends[3], r2, ends[4], ends[5], carried, correlation, slope])
+    return np.vstack([count, np.where(rare | np.isnan(rows), np.nan, rows)]).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------------------- together
