@@ -110,7 +110,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   make("i", "ramp", legend).style.background = `linear-gradient(to right, ${data.stops.join(", ")})`;
   legend.append(`${data.high} ${data.quantity}`);
   if (scroll != null) frame.scrollLeft = scroll;
-  else if (data.position != null) frame.scrollLeft = (cells[0]?.[data.position]?.offsetLeft ?? 0) - frame.offsetLeft - frame.clientWidth / 2;
+  else frame.scrollLeft = (cells[0]?.[data.focus]?.offsetLeft ?? 0) - frame.offsetLeft - frame.clientWidth / 2;
   if (had != null) {
     const [r, c] = had.split(",").map(Number);
     cells[r]?.[c]?.focus();

@@ -29,15 +29,19 @@ export default function ({ data, parentElement, setTriggerValue }) {
   };
   const STEP = 12, BAND = data.panels.length > 1 ? 92 : 128, LEFT = 74;
   const here = (name) => (event) => {
-    const on = event.type === "mouseenter" || event.type === "focus" ? name : data.selected;
+    const over = event.type === "mouseenter" || event.type === "focus";
+    const on = over ? name : data.selected;
     root.classList.toggle("one", on != null);
+    root.classList.toggle("over", over);
     root.querySelectorAll("[data-feature]").forEach((each) => each.classList.toggle("lit", each.dataset.feature === String(on)));
   };
   const follow = (node, name) => ["mouseenter", "mouseleave", "focus", "blur"].forEach((each) => node.addEventListener(each, here(name)));
 
   // ------------------------------------------------------------------------------------------------------ the drawing
   const most = data.tokens.map((_, t) => Math.max(0, ...data.panels.map((panel) => panel.marks.filter((mark) => mark.token === t).length)));
-  const widths = data.tokens.map((text, t) => Math.max(34, Math.min(7.9 * [...text].length, 130) + 12, STEP * most[t] + 14));
+  const least = data.tokens.map((text, t) => Math.max(34, Math.min(7.9 * [...text].length, 130) + 12, STEP * most[t] + 14));
+  const spare = Math.min(Math.max(root.clientWidth - LEFT - least.reduce((sum, each) => sum + each, 0), 0) / least.length, 60);
+  const widths = least.map((each) => each + spare);
   const starts = widths.map((_, t) => LEFT + widths.slice(0, t).reduce((sum, each) => sum + each, 0));
   const middle = (t) => starts[t] + widths[t] / 2;
   const total = LEFT + widths.reduce((sum, each) => sum + each, 0);
@@ -165,6 +169,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
   }
   here(null)({ type: "" });
   if (scroll != null) frame.scrollLeft = scroll;
-  else if (data.position != null) frame.scrollLeft = starts[data.position] - frame.clientWidth / 2;
+  else frame.scrollLeft = (starts[data.focus] ?? 0) - frame.clientWidth / 2;
   if (had != null) root.querySelector(`[data-at="${had}"]`)?.focus();
 }

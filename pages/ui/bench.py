@@ -17,15 +17,15 @@ from interp.figures import Look
 from interp.method import Method
 from interp.methods import METHODS
 from interp.model import LanguageModel, Model, VisionModel
-from interp.results import FeaturePage, Result
+from interp.results import FeaturePage, Result, TokenGrid
 from interp.samples import Image, Prompt, PromptPair, Target
-from interp.sites import Node
+from interp.sites import Node, Site
 from pages.ui import labels
 
 M = TypeVar("M", bound=Model)
 PAGES = {
     "cam": "pages/heatmaps.py", "attribution": "pages/pixels.py", "reading": "pages/prompts.py",
-    "circuits": "pages/circuits.py", "features": "pages/features.py",
+    "circuits": "pages/circuits.py", "features": "pages/features.py", "transport": "pages/transport.py",
 }  # fmt: skip
 """Where the lenses of a family are looked through."""
 
@@ -52,6 +52,7 @@ class View:
     groups: (name, nodes) of each. side: "" as it is now, "before" the changes, their "difference", or of the "prompts".
     For features: the one that is open where the lens is no feature's page, `of` the SAE that is not the lens's own;
     shown: what lies where nothing is searched, a map coloured by "activation" or "density", or a "table".
+    For transport: the chosen pair of streams, "embed>2", where the lens names none, and what colours the staircase.
     """
 
     keep: float = 0.8
@@ -63,9 +64,14 @@ class View:
     feature: int | None = None
     of: str = ""
     shown: str = "activation"
+    between: str = ""
+    colour: str = "efficiency"
 
 
 SHOWN = ("activation", "density", "table")
+BETWEEN = re.compile(r"(embed|[0-9]{1,4})>[0-9]{1,4}")
+COLOURED = ("efficiency", "transported", "ceiling", "size", "this prompt")
+"""What the staircase of layer pairs can be coloured by."""
 
 
 @dataclass(frozen=True)
@@ -132,18 +138,26 @@ def first_feature() -> Bench:
     return Bench.of(Experiment("stories", Prompt("The capital of France is"), lens))
 
 
-FIRST = {Image: first, Prompt: first_prompt, PromptPair: first_pair, FeaturePage: first_feature}
+def first_transport() -> Bench:
+    """What a newcomer to transport sees."""
+    lens = Call("transported_features", sae="stories/resid_post.2")
+    return Bench.of(Experiment("stories", Prompt("The capital of France is"), lens), view=View(feature=CAPITALS, colour="transported"))
+
+
+FIRST = {
+    Image: first, Prompt: first_prompt, PromptPair: first_pair, FeaturePage: first_feature, TokenGrid: first_transport,
+}  # fmt: skip
 
 
 def kind_of(on: Bench) -> type:
-    """Which kind of bench it is: of images, prompts, circuits (where a prompt alone can lie too) or features."""
+    """Which kind of bench it is: images, prompts, circuits (where a prompt alone can lie too), features, transport."""
     family = METHODS[on.lens.method].family
-    own = {"circuits": PromptPair, "features": FeaturePage}.get(family)
+    own = {"circuits": PromptPair, "features": FeaturePage, "transport": TokenGrid}.get(family)
     return own or (Image if isinstance(on.sample, Image) else Prompt)
 
 
 def turn_to_kind(kind: type) -> None:
-    """Take up the bench of images, prompts, circuits or features, as it was left; no step of its own for undo."""
+    """Take up the bench of images, prompts, circuits, features or transport, as it was left; no step for undo."""
     now = bench()
     if kind_of(now) is kind:
         return
@@ -152,21 +166,22 @@ def turn_to_kind(kind: type) -> None:
     other: Bench = benches.get(kind) or FIRST[kind]()
     if kind is Prompt and isinstance(now.sample, PromptPair) and kind not in benches:
         other = dataclasses.replace(other, sample=Prompt(now.sample.clean), model=now.model, chips=now.chips)
-    if kind is FeaturePage:
+    if kind in (FeaturePage, TokenGrid):
         other = _followed(now, other)
     st.session_state["bench"] = other
     st.session_state["undo"] = []
 
 
 def _followed(now: Bench, other: Bench) -> Bench:
-    """The bench of features with the model, input and changes that one comes with, where one has touched them."""
+    """A bench of features or transport with the model, input and changes that one comes with, if one touched them."""
     brought = (now.model, now.sample, now.chips)
     start = FIRST[kind_of(now)]()
     if brought in (st.session_state.get("brought"), (start.model, start.sample, start.chips)):
         return other
     st.session_state["brought"] = brought
     try:
-        if not sae.available(zoo.load(now.model)):
+        served = isinstance(now.sample, Prompt | PromptPair) if kind_of(other) is TokenGrid else True
+        if not served or not sae.available(zoo.load(now.model)):
             return other
     except Unsuitable:
         return other
@@ -178,7 +193,7 @@ def _with(other: Bench, now: Bench) -> Bench:
     sample = Prompt(now.sample.clean) if isinstance(now.sample, PromptPair) else now.sample
     lens = other.lens if other.model == now.model else Call(other.lens.method)
     # a chosen node has a place in the prompt; an open feature has none
-    same = other.model == now.model and (kind_of(other) is FeaturePage or other.sample == sample)
+    same = other.model == now.model and (kind_of(other) in (FeaturePage, TokenGrid) or other.sample == sample)
     view = other.view if same else View()
     return dataclasses.replace(
         other, model=now.model, sample=sample, chips=now.chips, lens=lens, view=view, second="", position=None
@@ -277,14 +292,15 @@ def use_model(name: str) -> None:
             turn_to_kind(kind)
     lens = _served(bench().lens, model)
     chips = tuple(Chip(_served(chip.call, model), chip.on) for chip in bench().chips)
-    change(model=zoo.shared_name(name), lens=lens, chips=chips, second="")
+    view = dataclasses.replace(bench().view, feature=None, of="", between="")
+    change(model=zoo.shared_name(name), lens=lens, chips=chips, second="", view=view)
 
 
 def _served(call: Call, model: Any) -> Call:
     settings = call.settings
-    site = settings.get("site")
-    if site is not None and model.refuses(site):
-        settings["site"] = None
+    for name in ("site", "source"):
+        if isinstance(site := settings.get(name), Site) and model.refuses(site):
+            settings[name] = None
     target = settings.get("target")
     if isinstance(target, Target) and target.name is not None:
         try:
@@ -294,7 +310,7 @@ def _served(call: Call, model: Any) -> Call:
     for name in ("channels", "heads", "neurons", "features"):
         if name in settings:
             settings[name] = ()
-    for name, plain in (("sae", ""), ("index", ""), ("feature", 0)):
+    for name, plain in (("sae", ""), ("index", ""), ("feature", 0), ("operators", "")):
         if name in settings:
             settings[name] = plain
     for name in ("layer", "count"):
@@ -363,6 +379,8 @@ def _view() -> View:
         _whole(st.query_params.get("feature")),
         of if sae.NAME.fullmatch(of := st.query_params.get("of", "")) and ".." not in of else "",
         shown if (shown := st.query_params.get("shown", "")) in SHOWN else View.shown,
+        between if BETWEEN.fullmatch(between := st.query_params.get("between", "")) else "",
+        colour if (colour := st.query_params.get("colour", "")) in COLOURED else View.colour,
     )  # fmt: skip
 
 
@@ -393,7 +411,7 @@ def query() -> dict[str, list[str]]:
     view = now.view
     if view.keep != View.keep:
         found["keep"] = [f"{view.keep:g}"]
-    for name in ("node", "beside", "side", "of", "shown"):
+    for name in ("node", "beside", "side", "of", "shown", "between", "colour"):
         if getattr(view, name) != getattr(View, name):
             found[name] = [getattr(view, name)]
     if view.feature is not None:

@@ -26,6 +26,7 @@ from pages.ui.bench import (
     first_feature,
     first_pair,
     first_prompt,
+    first_transport,
     page_of,
     turn_to_kind,
     use_model,
@@ -70,7 +71,8 @@ def methods() -> None:
                 page = None
             if method.kind == "lens" and page and st.button("Use it", icon=":material/visibility:"):
                 kind = Prompt if method.model_type is LanguageModel else Image
-                turn_to_kind({"circuits": PromptPair, "features": FeaturePage}.get(method.family, kind))
+                own = {"circuits": PromptPair, "features": FeaturePage, "transport": TokenGrid}
+                turn_to_kind(own.get(method.family, kind))
                 choose_lens(method.key)
                 st.switch_page(page)
 
@@ -96,6 +98,8 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
     try:
         if method.family == "features" or any(control.kind == "features" for control in method.controls):
             start = first_feature()
+        if method.family == "transport":
+            start = first_transport()
         experiment = start.experiment
         if method.kind == "intervention":
             if method.refuses(zoo.load(start.model)):
