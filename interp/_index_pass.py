@@ -114,6 +114,12 @@ class Kept:
         self.columns = dict(columns)
         self._set_floor()
 
+    def unite(self, other: Kept) -> None:
+        """Let in what another kept."""
+        both = {name: np.concatenate([each, other.columns[name]]) for name, each in self.columns.items()}
+        order, _ = best(both["code"], both["place"], both["key"], self.shift, self.limit)
+        self.load({name: each[order] for name, each in both.items()})
+
     def merge(self, code: Array, entry: Array, firing: Firing) -> None:
         """Let entries in that are among the best; the order in which they come does not matter."""
         floor, mine = self.floor, self.columns
@@ -245,7 +251,19 @@ class Pass:
         self.sample.merge(code[good], good, firing)
 
         code = feature.astype(np.uint64) << np.uint64(HASH_BITS) | token[row] >> np.uint64(64 - HASH_BITS)
-        sketch = np.sort(np.r_[self.sketch, code[code <= self._last_of_sketch()[feature]]])
+        self._add_to_sketch(code[code <= self._last_of_sketch()[feature]])
+
+    def merge(self, other: Pass) -> None:
+        """Take in what a pass over other tokens knows: all but the rounding of `total` is as if this had read them."""
+        self.tokens += other.tokens
+        self.total += other.total
+        self.histogram += other.histogram
+        self.top.unite(other.top)
+        self.sample.unite(other.sample)
+        self._add_to_sketch(other.sketch)
+
+    def _add_to_sketch(self, code: Array) -> None:
+        sketch = np.sort(np.r_[self.sketch, code])
         self.sketch = sketch[rank(sketch >> np.uint64(HASH_BITS)) < SKETCH]
 
     def _last_of_sketch(self) -> Array:

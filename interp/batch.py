@@ -113,6 +113,11 @@ def executor(on: On = "inline", workers: int | None = None) -> Iterator[None]:
             _EXECUTOR.reset(token)
 
 
+def elsewhere() -> bool:
+    """Whether `run` would send jobs to other processes: then it is worth cutting work into shards."""
+    return not isinstance(_EXECUTOR.get(), Inline | None)
+
+
 def _executor(on: str, workers: int | None) -> Executor:
     kinds: dict[str, type[Executor]] = {"inline": Inline, "pool": Pool, "ray": Ray}
     if on not in kinds:

@@ -25,8 +25,10 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from interp import Unsuitable, hooks, progress, store
+from interp import sae as saes
 from interp._index_close import closed
 from interp._index_pass import Chunk, Pass
+from interp.batch import Origin, elsewhere, run
 from interp.model import LanguageModel, Model, VisionModel
 from interp.sae import SAE, SHELF
 from interp.samples import ImageSet, TextSet
@@ -36,6 +38,8 @@ VERSION = 1
 GRID = 16
 """Contexts of images are kept on at most so many cells a side: the largest activation in each."""
 THUMBNAIL = 64
+SHARD, SHARDS = 2**17, 32
+"""An index that is built in shards has at most so many, of at least so many tokens (images: cells) each."""
 SAVE_SECONDS = 20.0
 """How often the state of a running pass is written."""
 
@@ -43,6 +47,8 @@ Data = TextSet | ImageSet | str | Path | Iterable[tuple[PIL.Image.Image, str]]
 Array = np.ndarray
 Firings = tuple[Array, Array, Array]
 """Row, feature and value of activations above zero."""
+Thumbnails = dict[int, tuple[bytes, bytes]]
+"""By document: a small JPEG, and the label."""
 
 
 @dataclass(frozen=True)
@@ -369,7 +375,8 @@ def build(
     from the decoder: logits, nearest features, a map; from the smallest 128 hashes of the tokens where each fires, the
     features that fire together (exact below 128 tokens, else with a standard error of at most .05).
 
-    What was cut off goes on where it was last written, and ends in the same file, byte for byte.
+    What was cut off goes on where it was last written, and ends in the same file, byte for byte. In a block of
+    `interp.batch.executor` ("pool" or "ray") it is read in shards, to the same file too.
 
     Args:
         data: a TextSet, an ImageSet, a path of a .txt or .jsonl file with a document in each line, or an iterable of
@@ -382,37 +389,44 @@ def build(
     with hooks.alone():  # whether it fits depends on no intervention
         sae.check(model)
     reader = _Reader(model, sae, context, batch)
-    if isinstance(model, VisionModel):
-        if isinstance(data, TextSet | str | Path):
-            raise Unsuitable(f"{model.name} looks at images; give images.")
-        source: Texts | _Images = _Images(data, name, reader.images())
-    else:
-        if isinstance(data, str | Path):
-            data = Path(data).expanduser()
-        elif not isinstance(data, TextSet):
-            raise Unsuitable(f"{model.name} reads texts; give texts.")
-        source = Texts(data, name, min(CHARACTERS, max(2**10, 2**29 // sae.d_sae)))
+    source = _source(model, sae, data, name, reader)
     key = store.key_of("feature index", VERSION, model.digest, sae.digest, source.digest, reader.context, seed)
     path = folder() / f"{key}.safetensors"
     with store._lock(key):
-        if not path.exists():
-            arrays, about = _passed(model, sae, reader, source, seed, path.with_suffix(".part.safetensors"))
-            about |= {
-                "key": key, "version": VERSION, "name": source.name, "data_digest": source.digest, "seed": seed,
-                "context": reader.context, "model": model.name, "model_digest": model.digest, "sae": sae.name,
-                "sae_digest": sae.digest, "site": str(sae.site), "target": str(sae.target), "features": sae.d_sae,
-            }  # fmt: skip
-            _write(path, arrays, {"index": json.dumps(about, sort_keys=True)})
-            path.with_suffix(".part.safetensors").unlink(missing_ok=True)
+        if path.exists():
+            return Index(path)
+        part = path.with_suffix(".part.safetensors")
+        if elsewhere() and not part.exists() and isinstance(source.data, TextSet | ImageSet | Path):
+            arrays, about = run(_Building.of(model, sae, source, reader, seed))
+        else:
+            arrays, about = _passed(model, sae, reader, source, seed, part)
+        about |= {
+            "key": key, "version": VERSION, "name": source.name, "data_digest": source.digest, "seed": seed,
+            "context": reader.context, "model": model.name, "model_digest": model.digest, "sae": sae.name,
+            "sae_digest": sae.digest, "site": str(sae.site), "target": str(sae.target), "features": sae.d_sae,
+        }  # fmt: skip
+        _write(path, arrays, {"index": json.dumps(about, sort_keys=True)})
+        part.unlink(missing_ok=True)
     return Index(path)
+
+
+def _source(model: Model, sae: SAE, data: Data, name: str, reader: _Reader) -> Texts | _Images:
+    if isinstance(model, VisionModel):
+        if isinstance(data, TextSet | str | Path):
+            raise Unsuitable(f"{model.name} looks at images; give images.")
+        return _Images(data, name, reader.images())
+    if isinstance(data, str | Path):
+        data = Path(data).expanduser()
+    elif not isinstance(data, TextSet):
+        raise Unsuitable(f"{model.name} reads texts; give texts.")
+    return Texts(data, name, min(CHARACTERS, max(2**10, 2**29 // sae.d_sae)))
 
 
 def _passed(
     model: Model, sae: SAE, reader: _Reader, source: Texts | _Images, seed: int, part: Path
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    text = isinstance(model, LanguageModel)
-    seen = Pass(sae.d_sae, reader.width, text, seed)
-    images: dict[int, tuple[bytes, bytes]] = {}
+    seen = reader.blank(seed)
+    images: Thumbnails = {}
     done = documents = 0
     if part.exists():
         try:
@@ -421,30 +435,18 @@ def _passed(
             images = _unpacked(state)
             seen.load(state)
         except (SafetensorError, KeyError, OSError):  # half of it, by another program's hand: begin anew
-            seen, images, done, documents = Pass(sae.d_sae, reader.width, text, seed), {}, 0, 0
+            seen, images, done, documents = reader.blank(seed), {}, 0, 0
 
     def save() -> None:
         _write(part, seen.state() | _packed(images) | {"done": np.array([done, documents])}, {})
 
     saved = time.monotonic()
     try:
-        group: Any
         for number, group in enumerate(progress.track(source.groups(), f"reading {source.name}", len(source))):
             if number < done:
                 continue
-            if isinstance(source, Texts):
-                chunk, found = reader.read_texts(seen.tokens, group)
-                after = group[-1][0] + 1
-            else:
-                pictures = [(documents + place, each) for place, each in group]
-                chunk, found = reader.read_images(seen.tokens, pictures)
-                after = documents + len(group)
-            seen.add(chunk, *found)
-            if not text:
-                wanted = set(seen.documents().tolist())
-                images |= {each: _thumbnail(*both) for each, both in pictures if each in wanted}
-                images = {each: both for each, both in images.items() if each in wanted}
-            done, documents = number + 1, after
+            documents = _take_in(seen, images, reader, group, documents)
+            done = number + 1
             if time.monotonic() - saved > SAVE_SECONDS:
                 save()
                 saved = time.monotonic()
@@ -455,7 +457,137 @@ def _passed(
     if not seen.tokens:
         raise Unsuitable(f"There is nothing to read in {source.name}.")
     arrays, about = closed(model, sae, seen, reader.grid)
-    return arrays | _packed(images if not text else {}), about | {"documents": documents, "tokens": seen.tokens}
+    return arrays | _packed(images), about | {"documents": documents, "tokens": seen.tokens}
+
+
+def _take_in(seen: Pass, images: Thumbnails, reader: _Reader, group: Any, documents: int, first: int = 0) -> int:
+    """Let a pass read a group behind the `first` tokens of others; the number of documents up to there."""
+    if isinstance(reader.model, LanguageModel):
+        chunk, found = reader.read_texts(first + seen.tokens, group)
+        seen.add(chunk, *found)
+        return int(group[-1][0]) + 1
+    pictures = [(documents + place, each) for place, each in group]
+    chunk, found = reader.read_images(first + seen.tokens, pictures)
+    seen.add(chunk, *found)
+    wanted = set(seen.documents().tolist())
+    images |= {each: _thumbnail(*both) for each, both in pictures if each in wanted}
+    _drop(images, wanted)
+    return documents + len(group)
+
+
+def _drop(images: Thumbnails, wanted: set[int]) -> None:
+    for each in images.keys() - wanted:
+        del images[each]
+
+
+# ------------------------------------------------------------------------------------------------- building in shards
+
+
+@dataclass(frozen=True)
+class _Building:
+    """The same pass in shards of whole groups, as `interp.batch` runs them, to the same bits.
+
+    Every token counts by its number among all, so the tokens are counted first; and the sums of each group are kept
+    apart, because sums of sums would be rounded otherwise.
+    """
+
+    origin: Origin
+    sae: SAE | str
+    data: TextSet | ImageSet | Path
+    source: str
+    title: str
+    context: int
+    batch: int
+    seed: int
+    size: int
+    key: str
+
+    @staticmethod
+    def of(model: Model, sae: SAE, source: Texts | _Images, reader: _Reader, seed: int) -> _Building:
+        data = source.data.resolve() if isinstance(source.data, Path) else source.data
+        size = source.characters if isinstance(source, Texts) else source.size
+        key = store.key_of(
+            "index in shards", VERSION, SHARD, SHARDS, model.digest, sae.digest, source.digest, reader.context,
+            reader.batch, seed, size,
+        )  # fmt: skip
+        return _Building(
+            Origin.of(model), _named(sae), cast(Any, data), source.digest, source.name, reader.context, reader.batch,
+            seed, size, key,
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        return f"reading {self.title}"
+
+    def _opened(self) -> tuple[Model, SAE, _Reader, Texts | _Images]:
+        model = self.origin.load()
+        sae = saes.load(self.sae) if isinstance(self.sae, str) else self.sae
+        source: Texts | _Images
+        if isinstance(self.data, ImageSet):
+            source = _Images(self.data, self.title, self.size)
+        else:
+            source = Texts(self.data, self.title, self.size)
+        if source.digest != self.source:
+            raise Unsuitable(f"{self.title} has changed since this work was begun; begin it anew.")
+        return model, sae, _Reader(model, sae, self.context, self.batch), source
+
+    @cached_property
+    def _plan(self) -> list[tuple[int, int, int]]:
+        """Where each shard begins, and the end: how many groups, tokens and documents come before."""
+        model, sae, reader, source = self._opened()
+        at = [(0, 0, 0)]
+        group: Any
+        for number, group in enumerate(progress.track(source.groups(), f"counting {self.title}", len(source))):
+            _, tokens, documents = at[-1]
+            if isinstance(model, LanguageModel):
+                tokens += len(Windows.of(model, group, self.context, bool(sae.metadata.get("prepend_bos"))).ids)
+                at.append((number + 1, tokens, group[-1][0] + 1))
+            else:
+                at.append((number + 1, tokens + len(group) * reader.positions, documents + len(group)))
+        least = max(SHARD, -(-at[-1][1] // SHARDS))
+        plan = [at[0]]
+        for each in at[1:]:
+            if each[1] - plan[-1][1] >= least or each is at[-1]:
+                plan.append(each)
+        return plan
+
+    def shards(self) -> int:
+        return len(self._plan) - 1
+
+    def shard(self, number: int) -> dict[str, Array]:
+        _, _, reader, source = self._opened()
+        (begin, first, documents), (end, *_) = self._plan[number : number + 2]
+        seen, images, totals = reader.blank(self.seed), Thumbnails(), []
+        for group in itertools.islice(source.groups(), begin, end):
+            seen.total = np.zeros_like(seen.total)
+            documents = _take_in(seen, images, reader, group, documents, first)
+            totals.append(seen.total)
+        return seen.state() | {"total": np.array(totals)} | _packed(images)
+
+    def joined(self, parts: Iterable[dict[str, Array]]) -> tuple[dict[str, Array], dict[str, Any]]:
+        model, sae, reader, _ = self._opened()
+        seen, images = reader.blank(self.seed), Thumbnails()
+        for part in parts:
+            images |= _unpacked(part)
+            other, totals = reader.blank(self.seed), part["total"]
+            other.load(part | {"total": np.zeros(sae.d_sae)})
+            seen.merge(other)
+            for total in totals:
+                seen.total += total
+            if images:
+                _drop(images, set(seen.documents().tolist()))
+        if not seen.tokens:
+            raise Unsuitable(f"There is nothing to read in {self.title}.")
+        arrays, about = closed(model, sae, seen, reader.grid)
+        return arrays | _packed(images), about | {"documents": self._plan[-1][2], "tokens": seen.tokens}
+
+
+def _named(sae: SAE) -> SAE | str:
+    """Its name, where another process finds the same by it."""
+    try:
+        return sae.name if saes.load(sae.name).digest == sae.digest else sae
+    except Unsuitable:
+        return sae
 
 
 def _write(path: Path, arrays: dict[str, Array], metadata: dict[str, str]) -> None:
@@ -482,7 +614,7 @@ def _thumbnail(picture: PIL.Image.Image, label: str) -> tuple[bytes, bytes]:
     return buffer.getvalue(), label.encode()
 
 
-def _packed(images: dict[int, tuple[bytes, bytes]]) -> dict[str, Array]:
+def _packed(images: Thumbnails) -> dict[str, Array]:
     """Thumbnails and labels side by side, in the order of their documents."""
     order = sorted(images)
     if not order:
@@ -495,7 +627,7 @@ def _packed(images: dict[int, tuple[bytes, bytes]]) -> dict[str, Array]:
     return out
 
 
-def _unpacked(state: dict[str, Array]) -> dict[int, tuple[bytes, bytes]]:
+def _unpacked(state: dict[str, Array]) -> Thumbnails:
     documents = state.pop("image_document", np.zeros(0, np.int32)).tolist()
     parts = []
     for kind in ("jpeg", "label"):
@@ -528,6 +660,10 @@ class _Reader:
             self.grid = -(-height // by), -(-width // by)
             self.cells = (np.arange(height)[:, None] // by * self.grid[1] + np.arange(width) // by).ravel()
             self.width = self.grid[0] * self.grid[1]
+
+    def blank(self, seed: int) -> Pass:
+        """A pass that has seen nothing yet."""
+        return Pass(self.sae.d_sae, self.width, isinstance(self.model, LanguageModel), seed)
 
     def images(self) -> int:
         """How many images are looked at together."""
