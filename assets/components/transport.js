@@ -96,13 +96,14 @@ export default function ({ data, parentElement, setTriggerValue }) {
         const half = from == null ? x : from + (x - from) * (1 - at / bottom);
         const kind = mark.carried == null ? "unknown" : carried >= 0.5 ? "carried" : "made";
         const lane = draw("g", `lane ${kind}`, svg, { "data-feature": mark.feature });
-        if (carried > 0.05 && from != null) {
+        const whole = carried >= 0.9 && from != null;
+        if (!whole && carried > 0.05 && from != null) {
           draw("line", "below", lane, { x1: from, y1: bottom, x2: half, y2: at, "stroke-width": Math.max(width * carried, 1) });
         }
-        draw("line", "above", lane, { x1: half, y1: at, x2: x, y2: 6, "stroke-width": width });
+        draw("line", "above", lane, { x1: whole ? from : half, y1: whole ? bottom : at, x2: x, y2: 6, "stroke-width": width });
         draw("circle", "end", lane, { cx: x, cy: 6, r: 2 + width / 2 });
         const r = 3 + 6 * (1 - carried);
-        if (carried < 0.9 && mark.carried != null) {
+        if (!whole && mark.carried != null) {
           draw("path", "spark", lane, {
             d: `M0,${-r} Q0,0 ${r},0 Q0,0 0,${r} Q0,0 ${-r},0 Q0,0 0,${-r}Z`, transform: `translate(${half},${at})`,
           });

@@ -170,16 +170,13 @@ def look_at(model: LanguageModel, source: str, target: str, place: int) -> None:
 
 
 def _chosen(listed: FeatureList | None) -> int | None:
-    """The feature whose life is shown: the open one, or the first that is carried."""
+    """The feature whose life is shown: the open one, or the first of the list."""
     settings = bench().lens.settings
     if bench().lens.method == "feature_life":
         return int(settings["feature"])
     if bench().view.feature is not None:
         return bench().view.feature
-    if listed is None or not len(listed.features):
-        return None
-    best = np.nan_to_num(listed.held_out[:, 0], nan=-1).argmax()
-    return int(listed.features[best])
+    return None if listed is None or not len(listed.features) else int(listed.features[0])
 
 
 def _asked(experiment: Experiment, key: str, **settings: Any) -> Experiment:
@@ -363,7 +360,9 @@ def _words(found: TokenGrid, source: str, target: str, fitted: Operators) -> Non
     parts = [
         f"The operator explains {number('transported')} of the variance of unseen text; no linear map could explain "
         f"more than {number('ceiling')}.",
-        f"Leaving the stream as it is explains {100 * same:.0f} %." if same == same else "",
+        f"Left as it is, the stream explains {f'{100 * same:.0f} %' if same > 0 else 'nothing'}."
+        if same == same
+        else "",
         f"{number('size', False)} of {fitted.width} directions are carried.",
         f"On this prompt it explains {100 * here:.0f} %." if here == here else "",
     ]
