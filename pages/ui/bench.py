@@ -52,7 +52,8 @@ class View:
     groups: (name, nodes) of each. side: "" as it is now, "before" the changes, their "difference", or of the "prompts".
     For features: the one that is open where the lens is no feature's page, `of` the SAE that is not the lens's own;
     shown: what lies where nothing is searched, a map coloured by "activation" or "density", or a "table".
-    For transport: the chosen pair of streams, "embed>2", where the lens names none, and what colours the staircase.
+    For transport: the chosen pair of streams, "embed>2", where the lens names none, and what colours the staircase,
+    and the rank of the maps, 0 for all.
     """
 
     keep: float = 0.8
@@ -65,7 +66,8 @@ class View:
     of: str = ""
     shown: str = "activation"
     between: str = ""
-    colour: str = "efficiency"
+    colour: str = "transported"
+    rank: int = 0
 
 
 SHOWN = ("activation", "density", "table")
@@ -141,7 +143,7 @@ def first_feature() -> Bench:
 def first_transport() -> Bench:
     """What a newcomer to transport sees."""
     lens = Call("transported_features", sae="stories/resid_post.2")
-    return Bench.of(Experiment("stories", Prompt("The capital of France is"), lens), view=View(feature=CAPITALS, colour="transported"))
+    return Bench.of(Experiment("stories", Prompt("The capital of France is"), lens), view=View(feature=CAPITALS))
 
 
 FIRST = {
@@ -194,6 +196,8 @@ def _with(other: Bench, now: Bench) -> Bench:
     lens = other.lens if other.model == now.model else Call(other.lens.method)
     # a chosen node has a place in the prompt; an open feature has none
     same = other.model == now.model and (kind_of(other) in (FeaturePage, TokenGrid) or other.sample == sample)
+    if "positions" in lens.settings:  # of another prompt
+        lens = lens.but(positions=())
     view = other.view if same else View()
     return dataclasses.replace(
         other, model=now.model, sample=sample, chips=now.chips, lens=lens, view=view, second="", position=None
@@ -381,6 +385,7 @@ def _view() -> View:
         shown if (shown := st.query_params.get("shown", "")) in SHOWN else View.shown,
         between if BETWEEN.fullmatch(between := st.query_params.get("between", "")) else "",
         colour if (colour := st.query_params.get("colour", "")) in COLOURED else View.colour,
+        _whole(st.query_params.get("rank")) or 0,
     )  # fmt: skip
 
 
@@ -414,6 +419,8 @@ def query() -> dict[str, list[str]]:
     for name in ("node", "beside", "side", "of", "shown", "between", "colour"):
         if getattr(view, name) != getattr(View, name):
             found[name] = [getattr(view, name)]
+    if view.rank:
+        found["rank"] = [str(view.rank)]
     if view.feature is not None:
         found["feature"] = [str(view.feature)]
     if kind_of(now) is FeaturePage and (packed := labels.packed()):

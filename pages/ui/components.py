@@ -92,18 +92,18 @@ def patches(key: str, data: dict[str, Any], on: Any) -> None:
 
 
 def staircase(key: str, data: dict[str, Any], on: Any) -> None:
-    """Pairs of layers: rows, columns, cells (value, low, high, text, span, title), selected, range, stops, quantity, low,
-    high, none, label. Its event: {row, column}."""
+    """Pairs of layers: rows, columns, cells (value, low, high, text, span, title), selected, range, stops, quantity,
+    low, high, none, label. Its event: {row, column}."""
     _mount("staircase", key, "pick", data, on)
 
 
 def transport(key: str, data: dict[str, Any], on: Any) -> None:
-    """What fires at a layer, as lines from the layer below and sparks: tokens, source, target, policy, panels (title, alt,
-    marks), groups of items, selected, position, focus. Its events: {open: feature}, {at: token}."""
+    """What fires at a layer, as lines from the layer below and sparks: tokens, source, target, policy, panels (title,
+    alt, marks), groups of items, selected, position, focus. Its events: {open: feature}, {at: token}."""
     _mount("transport", key, "act", data, on)
 
 
 def life(key: str, data: dict[str, Any], on: Any) -> None:
-    """A feature through the layers: rows, columns, values, texts, notes, curve, sources, source, position, focus, range,
-    stops, quantity, low, high, label, curveLabel. Its events: {row}, {row, column}."""
+    """A feature through the layers: rows, columns, values, texts, notes, curve, sources, source, position, focus,
+    range, stops, quantity, low, high, label, curveLabel. Its events: {row}, {row, column}."""
     _mount("life", key, "pick", data, on)

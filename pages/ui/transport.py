@@ -87,7 +87,7 @@ def working(model: LanguageModel) -> None:
             st.page_link("pages/features.py", label="Train or add an SAE", icon=":material/scatter_plot:")
     chosen = _chosen(listed)
     if name and chosen is not None:
-        _life(model, experiment, name, chosen, source, target, listed, running)
+        _life(model, experiment, fitted, name, chosen, source, target, listed, running)
     if running:
         with bar:
             show.waiting(running, lambda: st.session_state.update({_stopped(each): True for each in running}))
@@ -179,14 +179,16 @@ def _chosen(listed: FeatureList | None) -> int | None:
     return None if listed is None or not len(listed.features) else int(listed.features[0])
 
 
-def _asked(experiment: Experiment, key: str, **settings: Any) -> Experiment:
+def _asked(experiment: Experiment, key: str, fitted: Operators, **settings: Any) -> Experiment:
     """The experiment through another lens of this page, with what both share; through its own, just as it is."""
     lens = experiment.lens
     if lens.method == key:
         return experiment
-    have = {control.name for control in METHODS[key].controls}
-    kept = {name: lens.settings[name] for name in ("operators", "policy") if name in lens.settings and name in have}
-    return dataclasses.replace(experiment, lens=Call(key, **kept, **settings))
+    have, own = {control.name for control in METHODS[key].controls}, lens.settings
+    # what has no policy takes operators of the same token alone
+    shared = ("operators", "policy") if "policy" in have or fitted.policy == "same" else ()
+    kept = {name: own[name] for name in shared if name in own and name in have}
+    return dataclasses.replace(experiment, lens=Call(key, **{**kept, **settings}))
 
 
 def _stopped(experiment: Experiment) -> str:
@@ -267,7 +269,8 @@ def _sampled(text: str) -> None:
 def _staircase(
     model: LanguageModel, experiment: Experiment, fitted: Operators, source: str, target: str, running: list[Experiment]
 ) -> None:
-    asked = _asked(experiment, "transport_efficiency")
+    rank = _rank(fitted)
+    asked = _asked(experiment, "transport_efficiency", fitted, rank=rank)
     found = _run(asked, running)
     if not isinstance(found, TokenGrid):
         return
@@ -313,12 +316,39 @@ def _staircase(
         },
         lambda value: choose(model, found.rows[int(value["row"])], found.columns[1 + int(value["column"])]),
     )  # fmt: skip
+    _choose_rank(fitted)
     _words(found, source, target, fitted)
     if found.note:
         st.caption(show.plain(found.note))
     _foot(asked, found, "efficiency")
     _causal(experiment, fitted, source, target, running)
     _next(experiment)
+
+
+def _rank(fitted: Operators) -> int:
+    """The rank of the maps, of the lens or of the view; 0 is all there is."""
+    return min(bench().lens.settings.get("rank", bench().view.rank), fitted.width)
+
+
+def _choose_rank(fitted: Operators) -> None:
+    """Maps of low rank carry less, and how much less is what the efficiency says."""
+    ranks = [*(2**power for power in range(14) if 2**power < fitted.width), 0]
+    now = _rank(fitted)
+    st.session_state["rank-of-maps"] = now if now in ranks else min(ranks, key=lambda each: abs(each - now))
+
+    def chosen() -> None:
+        rank = int(st.session_state["rank-of-maps"])
+        if "rank" in bench().lens.settings:
+            change(lens=bench().lens.but(rank=rank))
+        else:
+            reshow(rank=rank)
+
+    st.select_slider(
+        "Rank of the map", ranks, key="rank-of-maps", on_change=chosen,
+        format_func=lambda each: "all" if not each else f"{each}",
+        help="How many directions an operator may carry. Of full rank it carries all that is linearly there, by "
+        "construction: its efficiency is 1.",
+    )  # fmt: skip
 
 
 def _sheet(found: TokenGrid, name: str) -> np.ndarray:
@@ -360,9 +390,7 @@ def _words(found: TokenGrid, source: str, target: str, fitted: Operators) -> Non
     parts = [
         f"The operator explains {number('transported')} of the variance of unseen text; no linear map could explain "
         f"more than {number('ceiling')}.",
-        f"Left as it is, the stream explains {f'{100 * same:.0f} %' if same > 0 else 'nothing'}."
-        if same == same
-        else "",
+        f"Left as it is, the stream explains {f'{100 * same:.0f} %' if same > 0 else 'nothing'}.",
         f"{number('size', False)} of {fitted.width} directions are carried.",
         f"On this prompt it explains {100 * here:.0f} %." if here == here else "",
     ]
@@ -371,7 +399,10 @@ def _words(found: TokenGrid, source: str, target: str, fitted: Operators) -> Non
 
 def _causal(experiment: Experiment, fitted: Operators, source: str, target: str, running: list[Experiment]) -> None:
     """Replace the target by the transport: as a change on the bar, or measured over texts beside cheaper ones."""
-    settings = {"source": stream(source), "target": stream(target), "operators": fitted.key}
+    if fitted.policy != "same":
+        st.caption("Only operators that read the same token can stand in a layer's place.")
+        return
+    settings = {"source": stream(source), "target": stream(target), "rank": _rank(fitted), **_named(fitted)}
     place = () if bench().position is None else (bench().position,)
     with st.container(horizontal=True, gap="small"):
         st.button(
@@ -380,7 +411,7 @@ def _causal(experiment: Experiment, fitted: Operators, source: str, target: str,
             help=f"What leaves {_layer(target)} becomes what the operator makes of {_layer(source)}"
             + (", at the chosen token." if place else ", at every token."),
         )  # fmt: skip
-        asked = f"check:{source}>{target}>{fitted.key}"
+        asked = f"check:{source}>{target}>{_rank(fitted)}>{fitted.key}"
         st.button(
             "Does it matter?", icon=":material/fact_check:", type="tertiary",
             help="Puts the transport in the target's place over texts, and compares perplexities with the identity, "
@@ -389,7 +420,7 @@ def _causal(experiment: Experiment, fitted: Operators, source: str, target: str,
         )  # fmt: skip
     if not (st.session_state.get(asked) or bench().lens.method == "transport_check"):
         return
-    check = _asked(experiment.before(), "transport_check", **settings)
+    check = _asked(experiment.before(), "transport_check", fitted, **settings)
     found = _run(check, running)
     if isinstance(found, Table):
         st.dataframe({"in its place": list(found.rows)} | dict(zip(found.columns, found.values.T, strict=True)),
@@ -397,6 +428,11 @@ def _causal(experiment: Experiment, fitted: Operators, source: str, target: str,
         if found.note:
             st.caption(show.plain(found.note))
         _foot(check, found, "check")
+
+
+def _named(fitted: Operators) -> dict[str, str]:
+    """The operators by their key, where the bench names them: a link to the first there are should stay short."""
+    return {"operators": fitted.key} if bench().lens.settings.get("operators") and fitted.policy == "same" else {}
 
 
 def _foot(experiment: Experiment, found: Result, key: str) -> None:
@@ -417,7 +453,7 @@ def _features(
     running: list[Experiment],
 ) -> FeatureList | None:  # fmt: skip
     """The drawing and the list, before and after any change."""
-    asked = _asked(experiment, "transported_features", sae=name, source=stream(source))
+    asked = _asked(experiment, "transported_features", fitted, sae=name, source=stream(source))
     versions = [("Before", asked.before()), ("After", asked)] if asked.interventions else [("", asked)]
     results = [(title, _run(each, running)) for title, each in versions]
     if not all(isinstance(found, FeatureList) for _, found in results):
@@ -541,10 +577,10 @@ def _drawing(found: FeatureList, tokens: list[str], source: str, target: str) ->
 
 
 def _life(
-    model: LanguageModel, experiment: Experiment, name: str, number: int, source: str, target: str,
+    model: LanguageModel, experiment: Experiment, fitted: Operators, name: str, number: int, source: str, target: str,
     listed: FeatureList | None, running: list[Experiment],
 ) -> None:  # fmt: skip
-    asked = _asked(experiment, "feature_life", sae=name, feature=number)
+    asked = _asked(experiment, "feature_life", fitted, sae=name, feature=number)
     own, fires = labels.of(name).get(number), feature.names(model, name).get(number)
     called = " → ".join(filter(None, (own or fires, _promotes(listed, number))))
     st.markdown(f"##### {show.plain(f'Life of feature #{number}' + (f', {called}' if called else ''))}")
@@ -557,7 +593,7 @@ def _life(
             _through(model, found, source, target)
             _foot(asked, found, "life")
     with right:
-        _steer(name, number, source, target, listed)
+        _steer(name, number, fitted, source, target, listed)
 
 
 def _promotes(listed: FeatureList | None, number: int) -> str:
@@ -659,7 +695,7 @@ def _next(experiment: Experiment) -> None:
     components.guesses("transport:next", items, None, "thick: after your changes, thin: before" if changed else "")
 
 
-def _steer(name: str, number: int, source: str, target: str, listed: FeatureList | None) -> None:
+def _steer(name: str, number: int, fitted: Operators, source: str, target: str, listed: FeatureList | None) -> None:
     """Move the feature by moving the source along what the operator reads; or replace it alone."""
     there = listed is not None and number in listed.features
     here = float(listed.grid[listed.features.tolist().index(number)].max(initial=0)) if listed and there else 0.0
@@ -673,7 +709,7 @@ def _steer(name: str, number: int, source: str, target: str, listed: FeatureList
         st.button(
             "Steer upstream", icon=":material/moving:", on_click=lambda: add(
                 "steer_upstream", source=stream(source), sae=name, feature=number,
-                by=float(st.session_state[f"steer:{name}:{number}"]), positions=place,
+                by=float(st.session_state[f"steer:{name}:{number}"]), positions=place, **_named(fitted),
             ),
             help=f"Moves {_layer(source)} along the direction that the operator turns into this feature"
             + (", at the chosen token." if place else ", at every token."),
@@ -682,7 +718,7 @@ def _steer(name: str, number: int, source: str, target: str, listed: FeatureList
             "Replace it alone", icon=":material/swap_horiz:", type="tertiary", on_click=add,
             args=("transport_replace",),
             kwargs={"source": stream(source), "target": stream(target), "sae": name, "features": (number,),
-                    "positions": place},
+                    "positions": place, **_named(fitted)},
             help=f"This feature becomes what {_layer(source)} has of it; all else stays.",
         )  # fmt: skip
     if st.button("Its page among the features", icon=":material/scatter_plot:", type="tertiary", key="to:features"):
