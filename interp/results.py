@@ -186,6 +186,7 @@ class TokenGrid(Result):
     values: [sheet, row, column], NaN where there is nothing; what a sheet holds, with its unit, is its name.
     choices: per cell, the likeliest tokens; chances: [row, column, choice], their probabilities.
     signed: whether zero is the middle of the scale.
+    row_values: [row, name], numbers of a whole row, by `row_names`.
     """
 
     rows: tuple[str, ...]
@@ -195,6 +196,8 @@ class TokenGrid(Result):
     choices: tuple[tuple[tuple[str, ...], ...], ...] = ()
     chances: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
     signed: bool = False
+    row_values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    row_names: tuple[str, ...] = ()
 
     def sheet(self, name: str) -> np.ndarray:
         """The matrix [row, column] of that name."""
@@ -251,7 +254,9 @@ class FeatureList(Result):
     (classes) that each promotes most. tokens: of the prompt, where one was looked at; grid: [n, token], or
     [n, height, width] on an image, the activations there. density: [n], the share of tokens on which each fires, and
     maximum: [n], of the index (NaN without one). examples: of each, the tokens of one context; marks: [n], which of
-    them fired. reasons: in words, why each was found.
+    them fired. reasons: in words, why each was found. carried: [n, token], the share of the activation there that was
+    transported from an earlier layer, and held_out: [n, 3], the R^2 of reading it so on other texts, with the ends of
+    its interval; NaN where nothing fires or is known.
     """
 
     features: np.ndarray
@@ -266,6 +271,8 @@ class FeatureList(Result):
     examples: tuple[tuple[str, ...], ...] = ()
     marks: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     reasons: tuple[str, ...] = ()
+    carried: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
 
 
 @dataclass(frozen=True, eq=False)

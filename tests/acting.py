@@ -28,6 +28,8 @@ def acting(model: Any, text: str = "The cat sat on the mat") -> dict[str, dict[s
         "ablate_feature": {"features": tuple(range(8))},
         "clamp_feature": {"features": (0, 5), "value": 2.0},
         "scale_feature": {"features": tuple(range(8)), "factor": 3.0},
+        "transport_replace": {"source": Site("resid_pre", 0), "target": Site("resid_post", 1)},
+        "steer_upstream": {"by": 3.0},
     }
 
 
@@ -58,6 +60,8 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "ablate_feature": {"features": ()},
     "clamp_feature": {"features": (), "value": 2.0},
     "scale_feature": {"features": (0, 5), "factor": 1.0},
+    "transport_replace": {"share": 0.0},
+    "steer_upstream": {"by": 0.0},
 }
 """Settings under which an intervention enters nothing."""
 

@@ -114,7 +114,8 @@ def language_jobs(model: LanguageModel) -> dict[str, Job]:
                 # what runs a prompt a hundred times, and what all read one SAE, is looked through under few changes
                 few = name == "plain" or (name in FEW and method.key not in MANY)
                 few = few or (name == "ablate_feature" and method.family == "features")
-                if method.family not in ("circuits", "features") or few:
+                few = few or (name == "transport_replace" and method.family == "transport")
+                if method.family not in ("circuits", "features", "transport") or few:
                     jobs[f"{method.key} / {name} / {index}"] = lambda b=block, p=prompt, m=method: run(  # type: ignore[misc]
                         b, lambda: m(model, fitting(m, Prompt(p)))
                     )

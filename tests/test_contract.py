@@ -90,8 +90,13 @@ PLAIN = [pair for pair in PAIRS if pair.values[0] in LENSES]
 CHANGING = [pair for pair in PAIRS if pair.values[0] in INTERVENTIONS]
 
 
-HOLES = {("feature_page", "activations")}
-"""Arrays that hold NaN where there is nothing: contexts are of different lengths."""
+HOLES = {
+    ("feature_page", "activations"), ("transport_efficiency", "values"), ("transported_features", "carried"),
+    ("transported_features", "held_out"), ("feature_life", "values"), ("feature_life", "row_values"),
+    ("transport_check", "values"),
+}  # fmt: skip
+"""Arrays that hold NaN where there is nothing: contexts are of different lengths, a target lies above its source, a
+feature is silent or too rare to be judged, and one text has no spread."""
 
 # ------------------------------------------------------------------------------------------------ 1: it runs everywhere
 

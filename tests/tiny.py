@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import random
 import re
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch import nn
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from interp import feature_index, sae
+from interp.methods.transport.transport_operator import transport_operator
 from interp.model import LanguageModel, Model, VisionModel
 from interp.samples import Image, ImageSet, Prompt, TextSet
 from interp.sites import Site
@@ -289,7 +291,8 @@ def write_sae(folder: Path, config: dict[str, Any], weights: dict[str, torch.Ten
 def featured(model: Any) -> Any:
     """The model, with a random SAE and its index in the store: of the middle layer, or the last map of images.
 
-    A fifth of its features fire, and the first nearly everywhere. GPT-2 and Llama get a transcoder of an MLP besides.
+    A fifth of its features fire, and the first nearly everywhere. GPT-2 and Llama get a transcoder of an MLP besides,
+    and all language models operators between their streams.
     """
     if sae.available(model):
         return model
@@ -305,7 +308,16 @@ def featured(model: Any) -> Any:
     if model.family in ("gpt2", "llama"):
         mlp = Site("mlp_out", 1)
         _keep_random(model, "transcoder", Site("module", path=f"{model.address(mlp)}:in"), mlp)
+    if not vision:
+        transport_operator(model, small_texts(), context=32)
     return model
+
+
+def small_texts(count: int = 40, seed: int = 0) -> TextSet:
+    """Texts of six words each, drawn from a few."""
+    words = ("the", "cat", "sat", "on", "a", "mat", "and", "so", "did", "my", "dog", "but", "not", "that", "hat")
+    draw = random.Random(seed)
+    return TextSet(tuple(" ".join(draw.choices(words, k=6)) for _ in range(count)))
 
 
 def _keep_random(model: Model, architecture: str, site: Site, target: Site) -> str:
