@@ -131,7 +131,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   // --------------------------------------------------------------------------------------------------------- the list
   const lists = make("div", "lists", root);
   for (const group of data.groups) {
-    const side = make("section", `group ${group.kind}`, lists);
+    const side = make("section", `group of-${group.kind}`, lists);
     make("h6", "", side, `${group.title} (${group.items.length})`);
     const list = make("ol", "list", side);
     list.setAttribute("aria-label", group.title);

@@ -92,7 +92,8 @@ def _lazily(label: str, key: str, icon: str, help: str, kind: Any = "tertiary") 
     return st.popover(label, icon=icon, help=help, type=kind, key=f"popover:{key}", on_change="rerun")
 
 
-KEPT = ("target", "foil", "site", "layer", "nodes", "metric", "direction", "by_position", "sae", "index", "feature")
+KEPT = ("target", "foil", "site", "layer", "nodes", "metric", "direction", "by_position", "sae", "index", "feature",
+        "operators", "policy", "source")  # fmt: skip
 """Settings that lenses share."""
 
 
@@ -208,7 +209,7 @@ def in_words(call: Call, model: Any) -> str:
             if heads
             else f"{name}: none yet"
         )
-    if "features" in settings:
+    if "features" in settings and (settings["features"] or call.method != "transport_replace"):
         numbers = [f"#{each}" for each in settings["features"]]
         how = [f"{settings['factor']:g} times" if "factor" in settings else ""]
         if "value" in settings:

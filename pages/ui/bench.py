@@ -142,7 +142,7 @@ def first_feature() -> Bench:
 
 def first_transport() -> Bench:
     """What a newcomer to transport sees."""
-    lens = Call("transported_features", sae="stories/resid_post.2")
+    lens = Call("transported_features", sae="stories/resid_post.2", source=Site("resid_post", 0))
     return Bench.of(Experiment("stories", Prompt("The capital of France is"), lens), view=View(feature=CAPITALS))
 
 

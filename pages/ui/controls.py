@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp import Unsuitable, feature_index, sae
+from interp import Unsuitable, feature_index, sae, transport
 from interp.evidence import strongest_channels
 from interp.experiment import Call
 from interp.method import Control
@@ -44,7 +44,7 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
         st.session_state[key] = shown
         return key
 
-    if control.kind == "sae" or control.name == "index":
+    if control.kind == "sae" or control.name in ("index", "operators"):
         _stored(value, label, control, call, model, show, changed)
     elif control.name == "feature":
         st.number_input(label, 0, 10**7, key=show(value), step=1, help=control.help, on_change=changed())
@@ -157,10 +157,12 @@ def _stored(
     value: str, label: str, control: Control, call: Call, model: Any, show: Callable[[Any], str],
     changed: Callable[..., Any],
 ) -> None:  # fmt: skip
-    """An SAE of this model, or an index of that SAE, by its name."""
+    """An SAE of this model, an index of that SAE, or transport operators, by their names."""
     names = {"": "the model's own" if control.kind == "sae" else "the one there is"}
     if control.kind == "sae":
         names |= {each: sae_name(each) for each in sae.available(model)}
+    elif control.name == "operators":
+        names |= {key: f"{name}, {count:,} tokens" for key, name, count in transport.listed(model)}
     else:
         with contextlib.suppress(Unsuitable):
             found = sae.load(call.settings["sae"] or sae.first(model))

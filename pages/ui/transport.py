@@ -12,9 +12,10 @@ from interp import Unsuitable, sae, transport
 from interp.experiment import Call, Experiment
 from interp.figures import ramp
 from interp.methods import METHODS
+from interp.methods.transport._reading import HALF
 from interp.model import LanguageModel
 from interp.results import FeatureList, FeaturePage, Result, Table, TokenGrid
-from interp.samples import Prompt
+from interp.samples import Prompt, reference_texts
 from interp.sites import Site
 from interp.transport import Operators
 from pages.ui import components, feature, jobs, labels, operators, share, show
@@ -40,11 +41,12 @@ HELP = (
 GROUPS = {
     "carried": ("Carried from {source}", "No feature that fires here is carried from there."),
     "made": ("Made in between", "No feature that fires here is made in between."),
-    "unsure": ("Not clearly either", ""),
+    "open": ("Not clearly either", ""),
 }
-HALF = 0.5
-"""The R² that parts features that are carried from those that are made."""
-NOTICE = ""
+NOTICE = (
+    "What stands at the token itself comes up from layer 0: “capital” (#879) is carried. What has to be gathered from "
+    "other tokens is a spark: that a capital must follow (#705) is made in layer 1, and gone after layer 2."
+)
 MOST = 40
 """Tokens of a prompt up to which the matrix of a feature's life has numbers in it."""
 
@@ -285,6 +287,8 @@ def _staircase(
     colour = bench().view.colour
     values, low, high = (_sheet(found, name) for name in (colour, f"{colour} low", f"{colour} high"))
     most = float(fitted.width) if colour == "size" else 1.0
+    if colour not in ("size", "efficiency"):  # up to the next tenth
+        most = min(np.ceil(10 * float(np.nanmax(values, initial=0.1))) / 10, 1.0)
     rows, columns = found.rows[:-1], found.columns[1:]
     digits = ".0f" if colour == "size" else ".2f"
     cells: list[list[dict[str, Any] | None]] = []
@@ -375,8 +379,9 @@ def _words(found: TokenGrid, source: str, target: str, fitted: Operators) -> Non
     def number(name: str, percent: bool = True) -> str:
         value, low, high = (float(_sheet(found, each)[at]) for each in (name, f"{name} low", f"{name} high"))
         scale, sign = (100, " %") if percent else (1, "")
-        span = f" ({scale * low:.0f}–{scale * high:.0f})" if low == low else ""
-        return f"**{scale * value:.0f}{sign}**{span}"
+        digits = ".1f" if percent and high - low < 0.02 else ".0f"
+        span = f" ({scale * low:{digits}}–{scale * high:{digits}})" if low == low else ""
+        return f"**{scale * value:{digits}}{sign}**{span}"
 
     st.markdown(f"##### From {_layer(source)} to {_layer(target)}")
     if np.isnan(_sheet(found, "efficiency")[at]):
@@ -420,7 +425,7 @@ def _causal(experiment: Experiment, fitted: Operators, source: str, target: str,
         )  # fmt: skip
     if not (st.session_state.get(asked) or bench().lens.method == "transport_check"):
         return
-    check = _asked(experiment.before(), "transport_check", fitted, **settings)
+    check = _asked(experiment.before(), "transport_check", fitted, **settings, texts=reference_texts())
     found = _run(check, running)
     if isinstance(found, Table):
         st.dataframe({"in its place": list(found.rows)} | dict(zip(found.columns, found.values.T, strict=True)),
@@ -485,15 +490,15 @@ def _features(
         "transport:features",
         {
             "tokens": tokens, "source": _short(source), "target": _short(target), "policy": fitted.policy,
-            "panels": panels, "groups": [each for each in groups if each["items"] or each["kind"] != "unsure"],
+            "panels": panels, "groups": [each for each in groups if each["items"] or each["kind"] != "open"],
             "selected": (chosen := _chosen(found)), "position": bench().position,
             "focus": bench().position if bench().position is not None else _strongest(found, chosen),
         },
         acted,
     )  # fmt: skip
     st.caption(show.plain(" ".join(filter(None, (
-        f"Features of {sae_name(name)}. Carried: where a feature fires, the whole interval of its held-out R² is above "
-        f"{HALF:g}; made: below.", found.note,
+        f"Features of {sae_name(name)}. Carried: the whole interval of the held-out R² lies above {HALF:g}; made: "
+        "below; where it is not known, the share here decides.", found.note,
     )))))  # fmt: skip
     _foot(asked, found, "features")
     return found
@@ -505,9 +510,10 @@ def _strongest(found: FeatureList, number: int | None) -> int:
     return int(found.grid[at[0]].argmax()) if len(at) else len(found.tokens) - 1
 
 
-def _kind(row: np.ndarray) -> str:
-    _, low, high = row
-    return "carried" if low >= HALF else "made" if high < HALF else "unsure"
+def _kind(found: FeatureList, at: int) -> str:
+    """The verdict on a feature: carried, made or open."""
+    verdict = found.reasons[at].partition(" ")[0] if found.reasons else ""
+    return verdict if verdict in GROUPS else "open"
 
 
 def _items(model: LanguageModel, name: str, tokens: list[str], results: list[FeatureList]) -> list[dict[str, Any]]:
@@ -534,7 +540,7 @@ def _items(model: LanguageModel, name: str, tokens: list[str], results: list[Fea
             strength = f"{float(earlier.max(initial=0)):.3g} → {strength}"
         found.append(
             {
-                "feature": number, "kind": _kind(r2),
+                "feature": number, "kind": _kind(result, at),
                 "label": own.get(number) or fires.get(number) or promotes or "no tokens",
                 "promotes": promotes if fires or number in own else "",
                 "value": _interval(r2) if np.isfinite(r2).all() else "too rare to say",
@@ -566,7 +572,7 @@ def _marks(found: FeatureList, tokens: list[str], scale: float) -> list[dict[str
 
 def _drawing(found: FeatureList, tokens: list[str], source: str, target: str) -> str:
     """The drawing in words."""
-    kinds = [_kind(row) for row in found.held_out]
+    kinds = [_kind(found, at) for at in range(len(found.features))]
     return (
         f"Of {len(kinds)} features that fire at {_layer(target)}, {kinds.count('carried')} are carried from "
         f"{_layer(source)} and {kinds.count('made')} are made in between."
@@ -625,43 +631,19 @@ def _through(model: LanguageModel, found: TokenGrid, source: str, target: str) -
             "rows": [_short(each) for each in rows], "columns": tokens, "values": values,
             "texts": [[f"{v:.2g}" if v is not None else "" for v in row] for row in values]
             if len(tokens) <= MOST else None,
-            "notes": [[f"{v:.3g}" for v in row] for row in sheet[::-1].tolist()], "curve": curve,
+            "notes": [[f"{v:.3g}" if v == v else "not read here" for v in row] for row in sheet[::-1].tolist()],
+            "curve": curve,
             "sources": [found.rows.index(each) < before for each in rows], "source": rows.index(source),
             "position": bench().position, "range": [0.0, largest],
             "focus": int(np.nan_to_num(sheet[before]).argmax()) if bench().position is None else bench().position,
             "stops": ramp("cividis"),
             "quantity": "activation, as read from that layer", "low": "0", "high": f"{largest:.2g}",
             "label": "What is read of the feature, by layer and token",
-            "curveLabel": in_words(found, target),
+            "curveLabel": found.note,
         },
         picked,
     )  # fmt: skip
-    st.markdown(in_words(found, target))
-    if found.note:
-        st.caption(show.plain(found.note))
-
-
-def in_words(found: TokenGrid, target: str) -> str:
-    """Where a feature appears, how long it is carried, and where it is overwritten."""
-    at, good = found.rows.index(target), [bool(each >= HALF) for each in found.row_values[:, 0]]
-    good[at] = True
-    first = last = at
-    while first > 0 and good[first - 1]:
-        first -= 1
-    while last < len(good) - 1 and good[last + 1]:
-        last += 1
-    born = (
-        "It is there from the embedding on"
-        if first == 0
-        else f"It appears at {_layer(found.rows[first])} (R² {minus(found.row_values[first, 0])}, from "
-        f"{minus(found.row_values[first - 1, 0])} before)"
-    )
-    end = (
-        "and is still there at the last layer."
-        if last == len(good) - 1
-        else f"and is overwritten at {_layer(found.rows[last + 1])} (R² {minus(found.row_values[last + 1, 0])})."
-    )
-    return f"{born}, {end}"
+    st.markdown(show.plain(found.note))
 
 
 def minus(value: float) -> str:

@@ -45,6 +45,7 @@ def home() -> None:
         if st.button("Follow it through the model", icon=":material/notes:"):
             open_prompt(st.session_state["home-prompt"])
         st.page_link("pages/features.py", label="Or see the features that fire", icon=":material/scatter_plot:")
+        st.page_link("pages/transport.py", label="Or which layer they come from", icon=":material/stairs:")
     st.markdown("##### Or begin with one of these")
 
     def begin(name: str) -> None:

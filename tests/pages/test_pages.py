@@ -34,7 +34,8 @@ def opened(page: str, **query: Any) -> AppTest:
 
 
 @pytest.mark.parametrize(
-    "page", ["home", "heatmaps", "pixels", "prompts", "circuits", "features", "methods", "models", "history"]
+    "page",
+    ["home", "heatmaps", "pixels", "prompts", "circuits", "features", "transport", "methods", "models", "history"],
 )
 def test_it_opens_without_an_error(page: str) -> None:
     app = opened(page)
