@@ -83,11 +83,12 @@ class HeldOut:
         self.sums, self.null = torch.tensor(state["sums"]), torch.tensor(state["null"])
         return self
 
-    def efficiency(self, rho: Float[Array, kept], width: int, seed: int = 0) -> Efficiency:
+    def efficiency(self, rho: Float[Array, kept], seed: int = 0) -> Efficiency:
         """All numbers with their intervals: percentiles over resampled blocks, less the bootstrap's own bias.
 
-        rho: the canonical correlations on the fitting data. width: d, the directions of y that count.
+        rho: the canonical correlations on the fitting data, one for each direction of y.
         """
+        width = len(rho)
         sums = self.sums.numpy()
         whole = sums.sum(0)
         n = max(float(whole[6, 0]), 1.0)
@@ -124,7 +125,10 @@ class HeldOut:
         for start in range(0, ROUNDS, 50):  # a few at a time: they are as wide as the model
             part = shares(np.tensordot(weights[start : start + 50].astype(float), sums[filled], 1))
             drawn = [np.r_[old, new] for old, new in zip(drawn, part, strict=True)]
-        values = [_interval(float(value), each) for value, each in zip(here[:3], drawn[:3], strict=True)]
+        # so few blocks vary less among themselves than their distribution does: Student's t, expanded
+        free, z = max(len(filled) - 1, 1), _normal_quantile((1 + CONFIDENCE) / 2)
+        wider = np.sqrt((free + 1) / free) * (1 + (z**2 + 1) / (4 * free))
+        values = [_interval(float(value), each, wider) for value, each in zip(here[:3], drawn[:3], strict=True)]
         if values[2][1] <= 0:  # a share of what may not be there at all
             values[0] = (values[0][0], min(values[0][1], 0.0), max(values[0][2], 1.0))
         # a count is biased by its own threshold; its interval is the percentiles themselves
@@ -147,9 +151,9 @@ class HeldOut:
         return whole[2 + of] / n - (whole[of] / n) ** 2
 
 
-def _interval(value: float, drawn: Array) -> tuple[float, float, float]:
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - (drawn.mean() - value)
-    return value, min(value, float(low)), max(value, float(high))
+def _interval(value: float, drawn: Array, wider: float) -> tuple[float, float, float]:
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - drawn.mean()
+    return value, value + wider * min(float(low), 0.0), value + wider * max(float(high), 0.0)
 
 
 def _normal_quantile(p: float) -> float:

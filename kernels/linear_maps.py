@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -68,7 +69,8 @@ def held_out_errors(
 class Canonical:
     """Canonical correlations, largest first, and the directions x_i = x . xs[:, i], y_i = y . ys[:, i] of variance 1.
 
-    loadings: [d_y, kept], S_yy ys: what one unit of y_i is of y.
+    As many as y has directions: where x has fewer, the last rho and xs are zero. loadings: S_yy ys, what one unit of
+    y_i is of y.
     """
 
     rho: Float[Tensor, kept]
@@ -79,8 +81,10 @@ class Canonical:
 
 def canonical(x: Factor, y: Factor, covariance_yx: Float[Tensor, "d_y d_x"]) -> Canonical:
     """Canonical correlation analysis: the singular values of S_yy^-1/2 S_yx S_xx^-1/2."""
-    left, rho, right = torch.linalg.svd(y.whitening @ covariance_yx @ x.whitening.T, full_matrices=False)
-    return Canonical(rho.clamp(max=1), x.whitening.T @ right.T, y.whitening.T @ left, y.colouring @ left)
+    left, rho, right = torch.linalg.svd(y.whitening @ covariance_yx @ x.whitening.T)
+    beyond = max(len(left) - len(rho), 0)
+    xs = F.pad(x.whitening.T @ right[: len(rho)].T, (0, beyond))
+    return Canonical(F.pad(rho.clamp(max=1), (0, beyond)), xs, y.whitening.T @ left, y.colouring @ left)
 
 
 def reduced_rank(found: Canonical, rank: int) -> Float[Tensor, "d_y d_x"]:

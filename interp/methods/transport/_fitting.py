@@ -176,7 +176,7 @@ def solved(fit: Moments, choose: Moments, streams: int, policy: Policy) -> tuple
         pad = d - len(found.rho)
         for key, each in (("xs", found.xs), ("ys", found.ys), ("rho", found.rho)):
             out[key].append(torch.nn.functional.pad(each, (0, pad)))
-        count.append((len(found.rho), len(factors[b].values)))
+        count.append(len(found.rho))
     arrays = {key: torch.stack(each).numpy() for key, each in out.items()}
     means = torch.stack([fit.mean(each) for each in range(len(fit.sums))]).numpy()
     return penalties, {**arrays, "count": np.array(count), "means": means}
@@ -227,7 +227,7 @@ class Judging:
         variable = (lambda a: a) if self.reading.policy == "same" else (lambda a: streams + a)
         dtype = torch.float64 if self.reading.precise else torch.float32
         held = {key: torch.from_numpy(each).to(model.device, dtype) for key, each in self.solution.items()}
-        counts = self.solution["count"][:, 0]
+        counts = self.solution["count"]
         moments = Moments(self.pairs)
         sums = [HeldOut(int(kept)) for kept in counts]
         features = [Firing(model, sae.load(each, model.device), self) for each in self.saes]
@@ -253,7 +253,7 @@ class Judging:
 
     def joined(self, parts: Iterator[Arrays]) -> tuple[Moments, list[HeldOut], dict[str, Array]]:
         moments = Moments(self.pairs)
-        sums = [HeldOut(int(kept)) for kept in self.solution["count"][:, 0]]
+        sums = [HeldOut(int(kept)) for kept in self.solution["count"]]
         features: dict[str, Array] = {}
         for part in parts:
             moments.merge(Moments(self.pairs).load(_under("test", part)))
@@ -383,8 +383,7 @@ def packed(
         "curve": [],
     }
     for number, one in enumerate(sums):
-        kept_x, width = solution["count"][number].tolist()
-        found = one.efficiency(solution["rho"][number][:kept_x], width, seed)
+        found = one.efficiency(solution["rho"][number][: int(solution["count"][number])], seed)
         each_pair["summary"].append(np.array([getattr(found, each) for each in QUANTITIES]))
         each_pair["null"].append(np.array(found.null))
         each_pair["participation"].append(np.array(found.participation))
