@@ -104,10 +104,10 @@ class Pool:
         self.workers: list[_Worker] = []
 
     def results(self, job: Any, numbers: Sequence[int]) -> Results:
-        waiting, tries, left = deque(numbers), Counter[int](), len(numbers)
+        waiting, tries = deque(numbers), Counter[int]()
         pickled = pickle.dumps(job) if numbers else b""
         try:
-            while left:
+            while waiting or any(each.number is not None for each in self.workers):
                 for worker in self.workers:
                     if waiting and worker.number is None:
                         worker.begin(job, pickled, waiting.popleft())
@@ -132,11 +132,11 @@ class Pool:
                     worker.number = None
                     if isinstance(result, Exception):
                         raise result
-                    left -= 1
                     yield number, result
         finally:
-            if left:  # they are in the middle of something that nobody waits for
-                self.close()
+            for worker in [each for each in self.workers if each.number is not None]:  # nobody waits for what it does
+                worker.end()
+                self.workers.remove(worker)
 
     def close(self) -> None:
         for worker in self.workers:

@@ -41,14 +41,15 @@ def _digest(data: Data) -> str:
     if isinstance(data, ImageSet):
         return store.key_of("images", [(each.sha256, each.name) for each in data.images])
     if data.is_dir():
-        return store.digest_of(_pictures(data))
+        return store.digest_of(pictures(data))
     try:
         return store.digest_of([data])
     except OSError as problem:
         raise Unsuitable(f"{data.name} can't be read: {problem.strerror}.") from None
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures(folder: Path) -> list[Path]:
+    """The image files of a folder and those below, in order of their paths."""
     found = sorted(each for each in folder.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
     if not found:
         raise Unsuitable(f"There are no images in {folder.name}.")
@@ -147,7 +148,7 @@ class Harvest:
     def _images(self) -> Sequence[Image | Path] | None:
         if isinstance(self.data, ImageSet):
             return self.data.images
-        return _pictures(self.data) if isinstance(self.data, Path) and self.data.is_dir() else None
+        return pictures(self.data) if isinstance(self.data, Path) and self.data.is_dir() else None
 
     @property
     def _texts(self) -> Texts:
@@ -249,7 +250,7 @@ class Lens:
         elif isinstance(data, TextSet):
             yield from data.texts
         elif data.is_dir():
-            yield from _pictures(data)
+            yield from pictures(data)
         else:
             try:
                 with open(data, encoding="utf-8") as file:
