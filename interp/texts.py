@@ -100,7 +100,8 @@ class Windows:
         beginning = [first] if begin and first is not None else []
         windows: list[list[int]] = []
         documents: list[int] = []
-        found = model.tokenizer([text for _, text in group], return_attention_mask=False)["input_ids"]
+        texts = [text for _, text in group]
+        found = model.tokenizer(texts, return_attention_mask=False)["input_ids"] if texts else []
         for (document, _), ids in zip(group, found, strict=True):
             lead = list(itertools.takewhile(special.__contains__, ids))
             ids, lead = ids[len(lead) :], (lead or beginning)[: context - 1]
