@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import Unsuitable
+from interp import Unsuitable, hooks
 from interp.hooks import Block, here
 from interp.methods.change._places import positions_of
 from interp.methods.features._saes import open_sae
@@ -198,6 +198,10 @@ def between(model: LanguageModel, source: Site, target: Site, change: Callable[[
     kept = object()  # each forward has a scratch of its own, so threads and streams can't read each other's
 
     def reading(x: Tensor) -> Tensor:
+        # where a gradient is asked for at the source, what is kept has to be the leaf that is recorded after this edit
+        actions = hooks._PLAN.get().get(model._point(source).key, ())
+        if not x.requires_grad and any(each.recorder is not None and each.recorder.grad for each in actions):
+            x = x.detach().requires_grad_()
         here().scratch[kept] = x
         return x
 

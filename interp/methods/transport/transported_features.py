@@ -119,5 +119,6 @@ def _reason(
     else:
         verdict = "open" if np.isnan(carried[at]) else "carried" if carried[at] > HALF else "made"
         tested = "by this prompt alone"
+    source = "the embedding" if source == "embed" else source
     place = f"from {source}" if verdict == "carried" else f"between {source} and {target}"
     return f"{verdict} {place}: {here}; {tested}"
