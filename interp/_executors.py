@@ -254,7 +254,7 @@ class Ray:
                         raise Unsuitable(_ended(job, number, None)) from None
         finally:
             for each in running:
-                ray.cancel(each, force=True)
+                ray.cancel(each)  # by force it kills the process, in which Ray may have begun the next task meanwhile
 
     def close(self) -> None:
         if self.own is not None:

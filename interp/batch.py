@@ -252,13 +252,16 @@ class Origin:
         from interp import zoo
 
         if not self.name:
-            if self.digest not in _here:
-                raise Unsuitable("A model made in memory can't be sent to workers; save it, and load it by zoo.load.")
             return _here[self.digest]
         model = zoo.load(self.name, self.device, getattr(torch, self.dtype))
         if model.digest != self.digest:
             raise Unsuitable(f"{model.name} has changed since this work was begun; begin it anew.")
         return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.name:  # said before any worker is started
+            raise Unsuitable("A model made in memory can't be sent to workers; save it, and load it by zoo.load.")
+        return self.__dict__
 
 
 _here: weakref.WeakValueDictionary[str, Model] = weakref.WeakValueDictionary()
