@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
 
-from interp import Unsuitable
+from interp import Unsuitable, transport, zoo
 from interp.methods.change.scale_site import scale_site
 from interp.methods.transport.transport_check import transport_check
 from interp.model import LanguageModel
@@ -146,3 +147,16 @@ def test_it_costs_five_forwards_for_each_text() -> None:
     assert transport_check(model, PROMPT, texts=TEXTS).forwards == 15
     assert transport_check.estimate(model, {"texts": TEXTS}) == (15, 0)
     assert transport_check.estimate(model, {}) == (5, 0)
+
+
+def test_of_the_embedded_model_the_transport_costs_least_at_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(transport.SHELF.parent / "recipes"))
+    import grammar
+
+    model, rng = zoo.load("stories"), random.Random(977)
+    texts = TextSet(tuple(grammar.document(rng) for _ in range(20)))
+    of = transport.need(model)
+    for a, b in of.pairs:
+        found = transport_check(model, PROMPT, source=of.streams[a], target=of.streams[b], texts=texts)
+        _, replaced, *others = found.values[:, 0]
+        assert replaced < 0.95 * min(others), (of.names[a], of.names[b], found.values)
