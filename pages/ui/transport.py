@@ -322,8 +322,6 @@ def _staircase(
     )  # fmt: skip
     _choose_rank(fitted)
     _words(found, source, target, fitted)
-    if found.note:
-        st.caption(show.plain(found.note))
     _foot(asked, found, "efficiency")
     _causal(experiment, fitted, source, target, running)
     _next(experiment)
@@ -385,10 +383,7 @@ def _words(found: TokenGrid, source: str, target: str, fitted: Operators) -> Non
 
     st.markdown(f"##### From {_layer(source)} to {_layer(target)}")
     if np.isnan(_sheet(found, "efficiency")[at]):
-        st.caption(
-            f"Nothing is claimed: {fitted.tokens:,} tokens were fitted on, and it takes {fitted.needed:,}."
-            if not fitted.enough else "Nothing is claimed of this pair."
-        )  # fmt: skip
+        st.caption(show.plain(found.note or "Nothing is claimed of this pair."))
         return
     same = float(_sheet(found, "identity")[at])
     here = float(_sheet(found, "this prompt")[at])
@@ -400,6 +395,8 @@ def _words(found: TokenGrid, source: str, target: str, fitted: Operators) -> Non
         f"On this prompt it explains {100 * here:.0f} %." if here == here else "",
     ]
     st.markdown(" ".join(filter(None, parts)))
+    if found.note:
+        st.caption(show.plain(found.note))
 
 
 def _causal(experiment: Experiment, fitted: Operators, source: str, target: str, running: list[Experiment]) -> None:
