@@ -116,6 +116,11 @@ def add(key: str, **settings: Any) -> None:
 def opening(key: str, on: Bench) -> dict[str, Any]:
     """Settings of an intervention that show what it does to what is on a bench."""
     model, kinds = zoo.load(on.model), {control.kind: control.name for control in METHODS[key].controls}
+    if key == "transport_replace":  # the whole stream, in the middle of the model
+        return {}
+    if key == "steer_upstream":
+        found = _opening_feature(key, on)
+        return {"sae": found["sae"], "feature": found["features"][0], "by": 4.0}
     if "features" in kinds:
         return _opening_feature(key, on)
     if isinstance(model, LanguageModel):

@@ -408,8 +408,8 @@ def _causal(experiment: Experiment, fitted: Operators, source: str, target: str,
     place = () if bench().position is None else (bench().position,)
     with st.container(horizontal=True, gap="small"):
         st.button(
-            "Replace by the transport", icon=":material/swap_horiz:", on_click=add, args=("transport_replace",),
-            kwargs=settings | {"positions": place},
+            "Replace by the transport", icon=":material/swap_horiz:", key="replace", on_click=add,
+            args=("transport_replace",), kwargs=settings | {"positions": place},
             help=f"What leaves {_layer(target)} becomes what the operator makes of {_layer(source)}"
             + (", at the chosen token." if place else ", at every token."),
         )  # fmt: skip
@@ -686,7 +686,7 @@ def _steer(name: str, number: int, fitted: Operators, source: str, target: str, 
     )  # fmt: skip
     with st.container(horizontal=True, gap="small"):
         st.button(
-            "Steer upstream", icon=":material/moving:", on_click=lambda: add(
+            "Steer upstream", icon=":material/moving:", key="steer", on_click=lambda: add(
                 "steer_upstream", source=stream(source), sae=name, feature=number,
                 by=float(st.session_state[f"steer:{name}:{number}"]), positions=place, **_named(fitted),
             ),
@@ -694,7 +694,7 @@ def _steer(name: str, number: int, fitted: Operators, source: str, target: str, 
             + (", at the chosen token." if place else ", at every token."),
         )  # fmt: skip
         st.button(
-            "Replace it alone", icon=":material/swap_horiz:", type="tertiary", on_click=add,
+            "Replace it alone", icon=":material/swap_horiz:", type="tertiary", key="replace-alone", on_click=add,
             args=("transport_replace",),
             kwargs={"source": stream(source), "target": stream(target), "sae": name, "features": (number,),
                     "positions": place, **_named(fitted)},
