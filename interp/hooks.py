@@ -115,6 +115,11 @@ def in_force() -> tuple[Hashable, ...]:
     return _IN_FORCE.get()
 
 
+def plan() -> Plan:
+    """What is wanted where, in this context."""
+    return _PLAN.get()
+
+
 class Raw:
     """An edit or swap that no Call describes; equal only to itself, so nothing computed under it is ever reused."""
 

@@ -229,10 +229,21 @@ class Model:
         actions = [Action(self._point(site), recorder=recorder) for site, recorder in recorders.items()]
         return hooks.planned(actions, Record(recorders, every, self.resolve))
 
-    def edit(self, edits: Mapping[Site | str, Callable[[Tensor], Tensor]]) -> Block:
-        """Replace activations: `function(activation)` gives a new tensor. Edits of one site apply in order of entry."""
+    def edit(self, edits: Mapping[Site | str, Callable[[Tensor], Tensor]], carried: int | None = None) -> Block:
+        """Replace activations: `function(activation)` gives a new tensor. Edits of one site apply in order of entry.
+
+        carried: the layer from which on all has to run where an edit uses what stood at another, so that a rerun from
+        a later layer begins there (`carried_from`).
+        """
         actions = [Action(self._point(self.resolve(site)), function=function) for site, function in edits.items()]
+        if carried is not None:
+            actions.append(Action(Point((self.owner, str(carried), "carried"))))
         return hooks.planned(actions, raw=True)
+
+    def carried_from(self) -> int:
+        """The last layer from which a rerun gives what the edits in force give: they may use what stood at others."""
+        carried = [int(where) for owner, where, port in hooks.plan() if owner == self.owner and port == "carried"]
+        return min(carried, default=self.layers)
 
     def around(self, routes: Mapping[int, hooks.Around]) -> Block:
         """Go around blocks: `function(run, resid_pre) -> resid_post` may run the layer never, once or often.
@@ -567,13 +578,17 @@ class LanguageModel(Model):
         return text if text and "\ufffd" not in text else str(self.tokenizer.convert_ids_to_tokens(index))
 
     def resume(self, layer: int, resid_pre: Float[Tensor, "batch position d_model"]) -> Block:
-        """A block in which a forward begins at `layer`, from what entered it before: the layers below are not run."""
-        if layer == 0:
-            return self.edit({Site("resid_pre", 0): lambda _: resid_pre})
-        return self.around(
-            {below: lambda run, hidden: hidden for below in range(layer - 1)}
-            | {layer - 1: lambda run, hidden: resid_pre}
-        )
+        """A block in which a forward begins at `layer`, from what entered it before: the layers below are not run.
+
+        What entered it has been through the edits in force, so it is put behind them.
+        """
+        skipped = [
+            Action(Point((self.owner, path, "call")), around=lambda run, hidden: hidden)
+            for path in self.parts.block_paths[:layer]
+        ]
+        entry = Site("resid_pre", layer) if layer < self.layers else Site("resid_post", layer - 1)
+        begun = Action(self._point(entry), function=lambda _: resid_pre)
+        return hooks.planned([*skipped, begun], raw=True)
 
     def scorings(self) -> Block:
         """A block that gives, after a forward in it, how each layer's attention makes its scores: layer -> Scoring.

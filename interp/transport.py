@@ -146,8 +146,16 @@ class Operators:
     # -------------------------------------------------------------------------------------------------------- maps
 
     def penalty(self, source: int, target: int) -> float:
-        """The ridge penalty that did best on other tokens, as an addition to the variances of the source."""
-        return float(self._file.get_tensor("penalty")[source, target])
+        """The ridge penalty that did best on other tokens, as an addition to the variances of the source.
+
+        Raises:
+            Unsuitable: the target was not read from this source: backwards only where there was an SAE.
+        """
+        found = float(self._file.get_tensor("penalty")[source, target])
+        if math.isnan(found):
+            raise Unsuitable(f"Stream {self.names[target]} was not read from {self.names[source]} when these operators "
+                             "were fitted: there was no SAE at it. Fit them again.")  # fmt: skip
+        return found
 
     def map(self, source: int, target: int, kind: Kind = "ridge", rank: int = 0, seed: int = 0) -> Tensor:
         """The map between two streams by number, float64, about their means; rank 0 is all there is.

@@ -30,6 +30,11 @@ class Factor:
         return (self.vectors / self.values.sqrt()).T
 
     @property
+    def precision(self) -> Float[Tensor, "d d"]:
+        """S's pseudoinverse, W^T W."""
+        return self.whitening.T @ self.whitening
+
+    @property
     def colouring(self) -> Float[Tensor, "d kept"]:
         """W's pseudoinverse."""
         return self.vectors * self.values.sqrt()
@@ -47,20 +52,22 @@ def ridge(x: Factor, covariance_yx: Float[Tensor, "d_y d_x"], penalty: float) ->
 
 def held_out_errors(
     x: Factor,
-    whitening: Float[Tensor, "kept d_y"],
+    precision: Float[Tensor, "d_y d_y"],
     covariance_yx: Float[Tensor, "d_y d_x"],
     penalties: Float[Tensor, penalty],
-    second: Float[Tensor, "d_x d_x"],
+    second: Float[Tensor, "kept kept"],
     cross: Float[Tensor, "d_y d_x"],
     total: float,
 ) -> Float[Tensor, penalty]:
-    """E |W (y - T x)|^2 on other data for the ridge of every penalty, from one product each.
+    """E (y - T x)^T P (y - T x) on other data for the ridge of every penalty, from one product each.
 
-    second, cross, total: E x x^T, E y x^T and E |W y|^2 there, all about the means of the fitting data.
+    precision: P, the inverse covariance of y. second: Q^T (E x x^T) Q; cross: E y x^T; total: E y^T P y, all there and
+    about the means of the fitting data.
     """
-    whitened = whitening @ covariance_yx @ x.vectors
-    linear = (whitened * (whitening @ cross @ x.vectors)).sum(0)
-    quadratic = (x.vectors.T @ second @ x.vectors) * (whitened.T @ whitened)
+    read = covariance_yx @ x.vectors
+    weighed = precision @ read
+    linear = (weighed * (cross @ x.vectors)).sum(0)
+    quadratic = second * (read.T @ weighed)
     shrunk = 1 / (x.values + penalties[:, None])
     return total - 2 * shrunk @ linear + ((shrunk @ quadratic) * shrunk).sum(1)
 

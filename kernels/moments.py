@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,24 +34,37 @@ class Moments:
         if not self.n:
             self._begin(x.mean(1))
         self.n += x.shape[1]
-        centred = x - self.shift.to(x)[:, None]
-        self.sums += centred.sum(1, dtype=torch.float64).cpu()
-        for j, firsts in self._columns().items():
-            some = slice(firsts[0], firsts[-1] + 1) if firsts == list(range(firsts[0], firsts[-1] + 1)) else firsts
-            products = centred[some].transpose(1, 2) @ centred[j]
-            for i, product in zip(firsts, products.cpu(), strict=True):
-                self.products[self._where[i, j]] += product
+        d = x.shape[2]
+        # side by side, so that all products with one variable are one product of matrices, of which none is copied
+        centred = (x - self.shift.to(x)[:, None]).transpose(0, 1).reshape(x.shape[1], -1)
+        self.sums += centred.sum(0, dtype=torch.float64).view(-1, d).cpu()
+        for j, firsts in self._columns.items():
+            column = centred[:, j * d : (j + 1) * d]
+            for start, stop in firsts:
+                products = (centred[:, start * d : stop * d].T @ column).view(-1, d, d).cpu()
+                for i, product in zip(range(start, stop), products, strict=True):
+                    self.products[self._where[i, j]] += product
 
     def _begin(self, mean: Float[Tensor, "variable d"]) -> None:
         self.shift = mean.double().cpu()
         self.sums = torch.zeros_like(self.shift)
         self.products = torch.zeros(len(self.pairs), mean.shape[1], mean.shape[1], dtype=torch.float64)
 
-    def _columns(self) -> dict[int, list[int]]:
+    @cached_property
+    def _columns(self) -> dict[int, list[tuple[int, int]]]:
+        """For each second variable the runs of first ones, start and stop."""
         columns: dict[int, list[int]] = {}
         for i, j in self.pairs:
             columns.setdefault(j, []).append(i)
-        return {j: sorted(firsts) for j, firsts in columns.items()}
+        runs: dict[int, list[tuple[int, int]]] = {}
+        for j, firsts in columns.items():
+            for i in sorted(firsts):
+                own = runs.setdefault(j, [])
+                if own and own[-1][1] == i:
+                    own[-1] = own[-1][0], i + 1
+                else:
+                    own.append((i, i + 1))
+        return runs
 
     def merge(self, other: Moments) -> None:
         """Take in what another has seen."""

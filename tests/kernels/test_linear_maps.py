@@ -48,7 +48,8 @@ def test_errors_on_other_data_are_those_of_predicting_it(seed):
     penalties = torch.tensor([0.0, 0.01, 1.0, 100.0, float("inf")], dtype=torch.float64)
     a, b = torch.from_numpy(other_x - x.mean(0)), torch.from_numpy(other_y - y.mean(0))
     total = float((b @ whitening.T).square().sum(1).mean())
-    found = held_out_errors(factor, whitening, yx, penalties, a.T @ a / len(a), b.T @ a / len(a), total)
+    second = factor.vectors.T @ (a.T @ a / len(a)) @ factor.vectors
+    found = held_out_errors(factor, Factor.of(yy, 1e-14).precision, yx, penalties, second, b.T @ a / len(a), total)
     for penalty, error in zip(penalties.tolist(), found.tolist(), strict=True):
         left = (b - a @ ridge(factor, yx, penalty).T) @ whitening.T
         assert error == pytest.approx(float(left.square().sum(1).mean()), rel=1e-9)

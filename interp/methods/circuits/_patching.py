@@ -63,7 +63,7 @@ class Patcher:
     def _start(self, node: Node) -> int:
         """The layer from which a patched run has to begin."""
         assert node.layer is not None
-        return node.layer + (node.kind == "resid_post")
+        return min(node.layer + (node.kind == "resid_post"), self.model.carried_from())
 
     def _run(self, start: int, rows: Rows) -> Float[Tensor, "row token"]:
         model, count = self.model, len(rows)

@@ -142,37 +142,43 @@ class Fitting:
         return whole
 
 
-def solved(fit: Moments, choose: Moments, streams: int, policy: Policy) -> tuple[Float[Array, "S S"], Arrays]:
+def solved(
+    fit: Moments, choose: Moments, streams: int, policy: Policy, targets: Sequence[int] = ()
+) -> tuple[Float[Array, "S S"], Arrays]:
     """Penalties [source, target], and what the second pass judges: by pair T, xs, ys, rho and how many of these count.
 
-    fit takes in `choose` when the penalties are known.
+    targets: streams that are read backwards too, from later ones. fit takes in `choose` when the penalties are known.
     """
-    ordered = [(a, b) for a in range(streams) for b in range(streams) if a < b or (policy == "same" and a != b)]
+    ordered = [(a, b) for a in range(streams) for b in range(streams) if a < b or (a > b and b in targets)]
     variable = (lambda a: a) if policy == "same" else (lambda a: streams + a)
     d = fit.sums.shape[1]
     penalties = np.full((streams, streams), np.nan)
     factors = {each: Factor.of(fit.covariance(each, each), TOLERANCE) for each, other in fit.pairs if each == other}
     moved = choose.shift + choose.sums / choose.n - fit.shift - fit.sums / fit.n
     moment = lambda i, j: choose.covariance(i, j) + torch.outer(moved[i], moved[j])  # noqa: E731
-    for a, b in ordered:
-        x, whitening = variable(a), factors[b].whitening
-        tried = torch.tensor(PENALTIES, dtype=torch.float64) * float(factors[x].values.sum()) / d
-        errors = held_out_errors(
-            factors[x], whitening, fit.covariance(b, x), tried, moment(x, x), moment(b, x),
-            float(((whitening @ moment(b, b)) * whitening).sum()),
-        )  # fmt: skip
-        penalties[a, b] = float(tried[int(errors.argmin())])
+    precisions = {b: factors[b].precision for b in {b for _, b in ordered}}
+    totals = {b: float((each * moment(b, b)).sum()) for b, each in precisions.items()}
+    for a in range(streams):
+        x = factors.get(variable(a))
+        second = None if x is None else x.vectors.T @ moment(variable(a), variable(a)) @ x.vectors
+        for b in [b for first, b in ordered if first == a]:
+            assert x is not None and second is not None
+            tried = torch.tensor(PENALTIES, dtype=torch.float64) * float(x.values.sum()) / d
+            errors = held_out_errors(
+                x, precisions[b], fit.covariance(b, variable(a)), tried, second, moment(b, variable(a)), totals[b]
+            )
+            penalties[a, b] = float(tried[int(errors.argmin())])
     fit.merge(choose)
     factors = {each: Factor.of(fit.covariance(each, each), TOLERANCE) for each in factors}
     judged = [(a, b) for b in range(streams) for a in range(b)]
     out: dict[str, list[Tensor]] = {"maps": [], "xs": [], "ys": [], "rho": []}
     count = []
     for a, b in [*judged, *(pair for pair in ordered if pair[0] > pair[1])]:
-        x = variable(a)
-        out["maps"].append(ridge(factors[x], fit.covariance(b, x), penalties[a, b]))
+        source = variable(a)
+        out["maps"].append(ridge(factors[source], fit.covariance(b, source), penalties[a, b]))
         if a > b:
             continue
-        found = canonical(factors[x], factors[b], fit.covariance(b, x))
+        found = canonical(factors[source], factors[b], fit.covariance(b, source))
         pad = d - len(found.rho)
         for key, each in (("xs", found.xs), ("ys", found.ys), ("rho", found.rho)):
             out[key].append(torch.nn.functional.pad(each, (0, pad)))
@@ -219,8 +225,12 @@ class Judging:
         """Of which pair each of `maps` is: those judged first, then those read backwards."""
         streams = len(self.reading.streams)
         judged = [(a, b) for b in range(streams) for a in range(b)]
-        backwards = [(a, b) for a in range(streams) for b in range(a)] if self.reading.policy == "same" else []
-        return [*judged, *backwards]
+        return [*judged, *((a, b) for a in range(streams) for b in range(a) if b in self.targets)]
+
+    @property
+    def targets(self) -> list[int]:
+        """The streams that are read backwards too: those that an SAE reads, where sources are the same token."""
+        return backwards(self.reading, self.saes)
 
     def shard(self, number: int) -> Arrays:
         model, streams = self.reading.origin.load(), len(self.reading.streams)
@@ -353,7 +363,7 @@ def fitted(model: LanguageModel, reading: Reading) -> str:
         fit, choose = run(Fitting(reading, width))
         if not fit.n or not choose.n:
             raise Unsuitable("There are too few texts to fit on, choose with and judge by; give at least 20 documents.")
-        penalties, solution = solved(fit, choose, len(reading.streams), reading.policy)
+        penalties, solution = solved(fit, choose, len(reading.streams), reading.policy, backwards(reading, saes))
         test, sums, features = run(Judging(reading, saes, solution))
         if not test.n:
             raise Unsuitable("There are too few texts to fit on, choose with and judge by; give at least 20 documents.")
@@ -410,6 +420,13 @@ def own_saes(model: LanguageModel, streams: Sequence[str]) -> tuple[str, ...]:
         if not one.is_transcoder and str(stream_of(site)) in streams:
             found.append(name)
     return tuple(found)
+
+
+def backwards(reading: Reading, saes: Sequence[str]) -> list[int]:
+    """The streams that are read from later ones too: where an SAE is, and sources are the same token."""
+    if reading.policy != "same":
+        return []
+    return sorted({reading.streams.index(str(stream_of(sae.load(each).site))) for each in saes})
 
 
 def stream_of(site: Site) -> Site:

@@ -199,7 +199,7 @@ def between(model: LanguageModel, source: Site, target: Site, change: Callable[[
 
     def reading(x: Tensor) -> Tensor:
         # where a gradient is asked for at the source, what is kept has to be the leaf that is recorded after this edit
-        actions = hooks._PLAN.get().get(model._point(source).key, ())
+        actions = hooks.plan().get(model._point(source).key, ())
         if not x.requires_grad and any(each.recorder is not None and each.recorder.grad for each in actions):
             x = x.detach().requires_grad_()
         here().scratch[kept] = x
@@ -208,7 +208,7 @@ def between(model: LanguageModel, source: Site, target: Site, change: Callable[[
     def writing(h: Tensor) -> Tensor:
         return change(h, here().scratch[kept])
 
-    return model.edit({source: reading, target: writing})
+    return model.edit({source: reading, target: writing}, carried=source.layer)
 
 
 def chosen_places(model: LanguageModel, sample: Prompt, positions: Sequence[int]) -> Callable[[Tensor], Tensor]:

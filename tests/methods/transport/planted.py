@@ -30,7 +30,7 @@ def operators(x: Tensor, folder: Path, seed: int = 0, judge: Tensor | None = Non
             moments.add(rows)
         seen.append(moments)
     fit, choose = seen
-    penalties, solution = solved(fit, choose, streams, "same")
+    penalties, solution = solved(fit, choose, streams, "same", range(streams))
     rows = x[:, torch.from_numpy(part == 4)] if judge is None else judge
     test = Moments(pairs)
     test.add(rows)
