@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -115,10 +116,9 @@ def _saes(model: LanguageModel) -> dict[Site, str]:
     """The SAEs that read what they write, by their site: the one on the bench, then the first of each site."""
     found: dict[Site, str] = {}
     for each in (bench().lens.settings.get("sae", ""), *sae.available(model)):
-        if each:
-            loaded = sae.load(each)
-            if loaded.site == loaded.target:
-                found.setdefault(loaded.site, each)
+        with contextlib.suppress(Unsuitable):  # its lens will say so
+            if each and not (loaded := sae.load(each)).is_transcoder:
+                found.setdefault(model.resolve(loaded.site), each)
     return found
 
 
@@ -131,12 +131,13 @@ def _pair(model: LanguageModel, fitted: Operators) -> tuple[str, str]:
     """The source and the target that are looked at, by name: of the lens, as chosen, or the middle of the model."""
     names, settings = fitted.names, bench().lens.settings
     source, _, target = bench().view.between.partition(">")
-    if isinstance(settings.get("source"), Site):
-        source = names[fitted.number(settings["source"])]
-    if isinstance(settings.get("target"), Site):
-        target = names[fitted.number(settings["target"])]
-    elif "sae" in settings and (name := settings["sae"] or next(iter(_saes(model).values()), "")):
-        target = names[fitted.number(sae.load(name).site)]
+    with contextlib.suppress(Unsuitable):  # its lens will say so
+        if "sae" in settings:
+            target = names[fitted.number(model.resolve(sae.load(settings["sae"] or sae.first(model)).site))]
+        if isinstance(settings.get("target"), Site):
+            target = names[fitted.number(model.resolve(settings["target"]))]
+        if isinstance(settings.get("source"), Site):
+            source = names[fitted.number(model.resolve(settings["source"]))]
     if target not in names[1:]:
         target = names[max(2 * len(names) // 3, 1)]
     if source not in names[: names.index(target)]:
@@ -425,8 +426,11 @@ def _causal(experiment: Experiment, fitted: Operators, source: str, target: str,
     check = _asked(experiment.before(), "transport_check", fitted, **settings, texts=reference_texts())
     found = _run(check, running)
     if isinstance(found, Table):
-        st.dataframe({"in its place": list(found.rows)} | dict(zip(found.columns, found.values.T, strict=True)),
-                     hide_index=True)  # fmt: skip
+        number = st.column_config.NumberColumn(format="%.3g", width="small")
+        st.dataframe(
+            {"in its place": list(found.rows)} | dict(zip(found.columns, found.values.T, strict=True)),
+            hide_index=True, column_config=dict.fromkeys(found.columns, number),
+        )  # fmt: skip
         if found.note:
             st.caption(show.plain(found.note))
         _foot(check, found, "check")
@@ -455,7 +459,10 @@ def _features(
     running: list[Experiment],
 ) -> FeatureList | None:  # fmt: skip
     """The drawing and the list, before and after any change."""
-    asked = _asked(experiment, "transported_features", fitted, sae=name, source=stream(source))
+    at, sample = bench().position, experiment.sample
+    there = at is not None and isinstance(sample, Prompt) and at < len(model.tokens(sample.text))
+    place = (at,) if there else ()
+    asked = _asked(experiment, "transported_features", fitted, sae=name, source=stream(source), positions=place)
     versions = [("Before", asked.before()), ("After", asked)] if asked.interventions else [("", asked)]
     results = [(title, _run(each, running)) for title, each in versions]
     if not all(isinstance(found, FeatureList) for _, found in results):
@@ -474,7 +481,8 @@ def _features(
         {"title": title, "alt": _drawing(each, tokens, source, target), "marks": _marks(each, tokens, scale)}
         for title, each in results
     ]
-    where = "" if bench().position is None else f" at {tokens[bench().position or 0]} (token {bench().position})"
+    places = [each for each in asked.lens.settings["positions"] if each < len(tokens)]
+    where = " at " + ", ".join(f"{tokens[each]} (token {each})" for each in places[:3]) if places else ""
     st.markdown(f"##### {show.plain(f'What fires at {_layer(target)}{where}')}")
 
     def acted(value: dict[str, Any]) -> None:
@@ -488,8 +496,8 @@ def _features(
         {
             "tokens": tokens, "source": _short(source), "target": _short(target), "policy": fitted.policy,
             "panels": panels, "groups": [each for each in groups if each["items"] or each["kind"] != "open"],
-            "selected": (chosen := _chosen(found)), "position": bench().position,
-            "focus": bench().position if bench().position is not None else _strongest(found, chosen),
+            "selected": (chosen := _chosen(found)), "position": places[0] if places else None,
+            "focus": places[0] if places else _strongest(found, chosen),
         },
         acted,
     )  # fmt: skip
@@ -640,7 +648,8 @@ def _through(model: LanguageModel, found: TokenGrid, source: str, target: str) -
         },
         picked,
     )  # fmt: skip
-    st.markdown(show.plain(found.note))
+    silent = "" if np.nan_to_num(sheet[before]).any() else " It does not fire on this prompt."
+    st.markdown(show.plain(found.note) + silent)
 
 
 def minus(value: float) -> str:

@@ -64,6 +64,14 @@ def test_a_pair_in_the_link_decides_whose_features_are_shown() -> None:
     assert (url["between"], url["colour"], url["feature"]) == (["embed>3"], ["size"], ["7"])
 
 
+def test_without_an_sae_in_the_link_the_models_own_decides_the_target() -> None:
+    app = opened("transport", **LINK, lens="transported_features", position="3")
+    assert not app.exception and not app.warning
+    assert "From layer 1 to layer 2" in texts(app) and "What fires at layer 2" in texts(app)
+    app = opened("transport", **LINK, lens="transport_efficiency", between="0>1", position="3")
+    assert "(token 3)" in texts(app).replace("\\", "")
+
+
 @pytest.mark.parametrize("between", ["3>embed", "2>2", "9>77", "<b>>1", "1"])
 def test_a_pair_that_is_none_falls_back_to_one(between: str) -> None:
     app = opened("transport", **LINK, lens="transport_efficiency", between=between, colour="red", rank="-4")
