@@ -76,6 +76,11 @@ class Features:
 
 
 @dataclass(frozen=True)
+class DirectionName:
+    """Marks the name of a direction, as `interp.directions.load` takes it; none stands for the model's first."""
+
+
+@dataclass(frozen=True)
 class Paper:
     """Where a method was published."""
 
@@ -110,14 +115,14 @@ class Control:
 
     @property
     def kind(self) -> str:
-        """toggle, choice, slider, number, site, sites, target, region, channels, heads, positions, features, sae, text
-        or sample."""
+        """toggle, choice, slider, number, site, sites, target, region, channels, heads, positions, features, sae,
+        direction, text or sample."""
         base, marks = _unwrap(self.hint)
         for mark in marks:
             if isinstance(mark, Channels | Region | Heads | Positions | Sites | Features):
                 return type(mark).__name__.lower()
-            if isinstance(mark, SAEName):
-                return "sae"
+            if isinstance(mark, SAEName | DirectionName):
+                return "sae" if isinstance(mark, SAEName) else "direction"
         if get_origin(base) is Literal:
             return "choice"
         if base is bool:
@@ -342,6 +347,11 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
 
             # never a path: whoever sends a link has no say over the folders of this machine
             return value if NAME.fullmatch(value) and ".." not in value else _refuse(what, "the name of an SAE", value)
+        if value and any(isinstance(mark, DirectionName) for mark in marks):
+            from interp.directions import NAME as DIRECTION  # imports this module's users
+
+            known = DIRECTION.fullmatch(value) and ".." not in value
+            return value if known else _refuse(what, "the name of a direction", value)
         return value
     if base in (int, float):
         whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())

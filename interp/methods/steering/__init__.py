@@ -1,0 +1,1 @@
+"""Steering: what happens if a direction is pushed?"""
