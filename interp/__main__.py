@@ -276,7 +276,8 @@ def _harvest(spec: dict[str, Any], place: Path, on: Any, workers: int | None, ou
     data = _data(spec["data"], place)
     job = Harvest.of(zoo.load(_model_name(spec["model"], place)), sites, data, **settings)
     _one_thread()
-    return f"{batch.run(job, on, workers, keep=out)} shards in {out}"
+    count = batch.run(job, on, workers, keep=out)
+    return f"{count} shard{'s' * (count != 1)} in {out}"
 
 
 def _lens(spec: dict[str, Any], place: Path, on: Any, workers: int | None, out: Path) -> str:

@@ -131,6 +131,7 @@ class Pool:
                         continue
                     worker.number = None
                     if isinstance(result, Exception):
+                        worker.told = None  # it may not have got as far as the job
                         raise result
                     yield number, result
         finally:

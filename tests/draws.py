@@ -55,6 +55,15 @@ class Draws:
         return [part["x"] * int(part["n"]) for part in parts]
 
 
+class Locked(Draws):
+    """The same, which can't be read by a worker while there is a file called locked."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if (Path(state["folder"]) / "locked").exists():
+            raise PermissionError("locked")
+        self.__dict__.update(state)
+
+
 def begun(folder: Any) -> list[tuple[int, int]]:
     path = Path(folder) / "begun"
     return [tuple(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []  # type: ignore[misc]

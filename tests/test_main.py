@@ -101,7 +101,7 @@ def test_a_harvest_leaves_shards_and_runs_again_without_work(tmp_path, capsys, m
     value = {"harvest": {"model": "stories", "sites": ["resid_post.1"], "data": "texts.txt", "dtype": "float16"}}
     path = spec(tmp_path, value)
     assert main(["run", path]) == 0
-    assert capsys.readouterr().out == f"1 shards in {tmp_path / 'spec'}\n"
+    assert capsys.readouterr().out == f"1 shard in {tmp_path / 'spec'}\n"
     found = load_file(tmp_path / "spec" / "00000.safetensors")["resid_post.1"]
     assert found.dtype == np.float16 and len(found) > 4
     monkeypatch.setattr("interp.jobs.Harvest.shard", None)
