@@ -30,6 +30,9 @@ def acting(model: Any, text: str = "The cat sat on the mat") -> dict[str, dict[s
         "scale_feature": {"features": tuple(range(8)), "factor": 3.0},
         "transport_replace": {"source": Site("resid_pre", 0), "target": Site("resid_post", 1)},
         "steer_upstream": {"by": 3.0},
+        "steer": {"layer": 0, "strength": 2.0},
+        "project_out": {"layer": 0, "share": 1.0},
+        "clamp_direction": {"layer": 0, "value": 3.0},
     }
 
 
@@ -62,6 +65,9 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "scale_feature": {"features": (0, 5), "factor": 1.0},
     "transport_replace": {"share": 0.0},
     "steer_upstream": {"by": 0.0},
+    "steer": {"strength": 0.0},
+    "project_out": {"share": 0.0},
+    "clamp_direction": {"value": None},
 }
 """Settings under which an intervention enters nothing."""
 

@@ -20,9 +20,10 @@ from torch import nn
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from interp import feature_index, sae
+from interp.methods.steering.difference_of_means import difference_of_means
 from interp.methods.transport.transport_operator import transport_operator
 from interp.model import LanguageModel, Model, VisionModel
-from interp.samples import Image, ImageSet, Prompt, TextSet
+from interp.samples import Contrast, Image, ImageSet, Prompt, TextSet
 from interp.sites import Site
 
 VIT: dict[str, Any] = {
@@ -292,7 +293,7 @@ def featured(model: Any) -> Any:
     """The model, with a random SAE and its index in the store: of the middle layer, or the last map of images.
 
     A fifth of its features fire, and the first nearly everywhere. GPT-2 and Llama get a transcoder of an MLP besides,
-    and all language models operators between their streams.
+    and all language models operators between their streams and a direction.
     """
     if sae.available(model):
         return model
@@ -310,6 +311,7 @@ def featured(model: Any) -> Any:
         _keep_random(model, "transcoder", Site("module", path=f"{model.address(mlp)}:in"), mlp)
     if not vision:
         transport_operator(model, small_texts(), context=32)
+        difference_of_means(model, two_sides())
     return model
 
 
@@ -318,6 +320,12 @@ def small_texts(count: int = 40, seed: int = 0) -> TextSet:
     words = ("the", "cat", "sat", "on", "a", "mat", "and", "so", "did", "my", "dog", "but", "not", "that", "hat")
     draw = random.Random(seed)
     return TextSet(tuple(" ".join(draw.choices(words, k=6)) for _ in range(count)))
+
+
+def two_sides(count: int = 6, seed: int = 0) -> Contrast:
+    """Texts of small letters that end in a question mark, and others that end in an exclamation mark."""
+    texts = small_texts(2 * count, seed).texts
+    return Contrast(tuple(f"{each}?" for each in texts[:count]), tuple(f"{each}!" for each in texts[count:]))
 
 
 def _keep_random(model: Model, architecture: str, site: Site, target: Site) -> str:
