@@ -125,13 +125,8 @@ if __name__ == "__main__":
               f"| {row.paper_made} |")  # fmt: skip
     print("\n| property | SAE | feature | F1 | R² read from | verdict |\n|---|---|--:|--:|---|---|")
     for one in examples(stories, operators):
-        shown = ", ".join(
-            f"{stream} {r2:.2f} ({low:.2f} to {high:.2f})" for stream, (r2, low, high) in one.reads.items()
-        )
-        print(
-            f"| {one.name} | `{one.sae}` | {one.feature} | {one.f1:.3f} | {', '.join(reads)} | {one.verdict} |",
-            flush=True,
-        )
+        reads = ", ".join(f"{name} {r2:.2f} ({low:.2f} to {high:.2f})" for name, (r2, low, high) in one.reads.items())
+        print(f"| {one.name} | `{one.sae}` | {one.feature} | {one.f1:.3f} | {reads} | {one.verdict} |", flush=True)
     print("\n| from | to | unchanged | transport | identity | mean | random | KL of the transport |")
     print("|---|---|--:|--:|--:|--:|--:|--:|")
     for (source, target), table in costs(stories, operators).items():
