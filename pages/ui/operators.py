@@ -120,7 +120,7 @@ def _run(model: LanguageModel, wanted: jobs.Fit) -> None:
                 icon=":material/info:",
             )
         st.button("Fit them", icon=":material/play_arrow:", type="primary", key="fit",
-                  on_click=lambda: st.session_state.update({asked: True}))  # fmt: skip
+                  on_click=lambda: st.session_state.update({asked: True, "own-open": True}))  # fmt: skip
         return
     try:
         state = jobs.later(wanted)

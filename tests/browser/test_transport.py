@@ -106,7 +106,7 @@ def test_replacing_by_the_transport_is_a_change_on_the_bar_with_before_and_after
     cell(page, 0, 2).click()
     expect(page.get_by_text("From the embedding to layer 2")).to_be_visible()
     idle(page, quiet=0.5)
-    page.get_by_role("button", name="Replace by the transport").first.click()
+    page.locator(".st-key-replace button").first.click()
     page.wait_for_url(re.compile("do=transport_replace"))
     expect(page.locator(".panel")).to_have_text(["Before", "After"])
     expect(page.get_by_text("thick: after your changes, thin: before")).to_be_visible()
@@ -117,7 +117,8 @@ def test_replacing_by_the_transport_is_a_change_on_the_bar_with_before_and_after
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(".panel")).to_have_count(0)
     expect(page.locator(".guess.first .name")).to_contain_text("Paris")
-    page.get_by_role("button", name="Steer upstream").click()
+    idle(page, quiet=0.5)
+    page.locator(".st-key-steer button").first.click()
     page.wait_for_url(re.compile("do=steer_upstream"))
     expect(page.locator(".panel")).to_have_count(2)
     assert not page.thrown
