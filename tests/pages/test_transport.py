@@ -203,3 +203,13 @@ def test_too_few_texts_are_told_how_many_it_takes() -> None:
     said = texts(app)
     assert f"the {width} directions" in said and f"{20 * width / 0.8:,.0f} tokens of text" in said
     assert "24 tokens: about 2 forwards" in said
+
+
+def test_the_catalogue_leads_to_the_page_with_its_lens() -> None:
+    app = opened("methods")
+    app.session_state["method"] = "feature_life"
+    app.run()
+    next(each for each in app.button if each.label == "Use it").click().run()
+    assert not app.exception and not app.warning
+    assert app.session_state["bench"].lens.method == "feature_life"
+    assert app.session_state["bench"].lens.settings["sae"] == SAE, "what both lenses have goes along"
