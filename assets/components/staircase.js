@@ -41,7 +41,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const top = line();
   make("span", "corner quiet", top, "from ↓ to →");
   data.columns.forEach((name, c) => {
-    const head = make("span", "head" + (data.selected && data.selected[1] === c ? " here" : ""), top, name);
+    const head = make("span", "head" + (data.selected && data.selected[1] === c ? " here" : ""), top, size === " tiny" ? name.split(" ").pop() : name);
+    head.title = name;
     head.setAttribute("role", "columnheader");
   });
   const cells = data.rows.map((row, r) => {

@@ -76,11 +76,13 @@ export default function ({ data, parentElement, setTriggerValue }) {
   data.panels.forEach((panel, p) => {
     if (panel.title) make("span", "panel", stage, panel.title);
     rowOf("target", data.target, p === data.panels.length - 1 ? "button" : "span", data.position);
-    const svg = draw("svg", "", stage, { width: total, height: BAND, role: "img" });
+    const lanes = make("div", "lanes", stage);
+    make("span", "layer quiet", lanes, data.policy === "attention" ? "by attention" : "");
+    const view = `${LEFT} 0 ${total - LEFT} ${BAND}`;
+    const svg = draw("svg", "", lanes, { width: total - LEFT, height: BAND, viewBox: view, role: "img" });
     svg.setAttribute("aria-label", `${panel.title ? panel.title + ": " : ""}${panel.alt}`);
     if (data.policy === "attention") {
       draw("line", "rail", svg, { x1: LEFT, x2: total, y1: BAND - 12, y2: BAND - 12 });
-      draw("text", "axis", svg, { x: 0, y: BAND - 8 }).textContent = "by attention";
     }
     data.tokens.forEach((_, t) => {
       if (t === data.position) draw("rect", "column", svg, { x: starts[t] + 1, y: 0, width: widths[t] - 2, height: BAND });

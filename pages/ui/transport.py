@@ -653,8 +653,8 @@ def _through(model: LanguageModel, found: TokenGrid, source: str, target: str) -
 
 
 def minus(value: float) -> str:
-    """A number with two digits, and a minus that is one."""
-    return f"{value:.2f}".replace("-", "−")
+    """A number with two digits, and a minus that is one; no minus before zero."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _interval(r2: np.ndarray) -> str:
@@ -685,6 +685,9 @@ def _next(experiment: Experiment) -> None:
 
 def _steer(name: str, number: int, fitted: Operators, source: str, target: str, listed: FeatureList | None) -> None:
     """Move the feature by moving the source along what the operator reads; or replace it alone."""
+    if fitted.policy != "same":
+        st.caption("The life of a feature is read from the same token, whatever is chosen above.")
+        return
     there = listed is not None and number in listed.features
     here = float(listed.grid[listed.features.tolist().index(number)].max(initial=0)) if listed and there else 0.0
     place = () if bench().position is None else (bench().position,)

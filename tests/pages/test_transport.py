@@ -169,6 +169,7 @@ def test_what_a_change_silenced_stays_on_the_list() -> None:
     notes = {each["feature"]: each["note"] for each in items}
     assert "4 before, silent now" in notes[3] and "activation 2 → 1" in notes[5] and notes[9].endswith("activation 3")
     assert items[2]["value"] == "R² −0.40 (−0.50 to −0.30)"
+    assert [page.minus(each) for each in (-0.004, 0.0, -0.006)] == ["0.00", "0.00", "−0.01"]
     alone = page._items(zoo.load("stories"), SAE, ["a", "b"], [after])
     assert [each["feature"] for each in alone] == [9, 5]
 
