@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,15 +24,25 @@ Streams = Float[Tensor, "example layer d"]
 Make = Callable[[Streams, Streams], Float[Tensor, "layer d"]]
 
 
-def streams(model: LanguageModel, texts: Sequence[str], token: Token, label: str = "reading examples") -> Streams:
+def streams(
+    model: LanguageModel,
+    texts: Sequence[str],
+    token: Token,
+    label: str = "reading examples",
+    sites: Sequence[Site] = (),
+    turn: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> Streams:
     """The residual stream of each text after every layer of the unchanged model, float32.
+
+    sites: what is read instead, each [batch, position, d]; turn: what is made of the tokens [token, site, d] that stand
+    for an example, before their mean is taken.
 
     Raises:
         Unsuitable: there is no text, or one of a single token where the second to last is asked for.
     """
     if not texts:
         raise Unsuitable("One side has no texts; give at least one for each.")
-    sites = [Site("resid_post", layer) for layer in range(model.layers)]
+    sites = sites or [Site("resid_post", layer) for layer in range(model.layers)]
     order = sorted(range(len(texts)), key=lambda each: len(texts[each]))
     out: list[Tensor] = [torch.empty(0)] * len(texts)
     special = torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.long)
@@ -44,30 +54,43 @@ def streams(model: LanguageModel, texts: Sequence[str], token: Token, label: str
         x = torch.stack([found[site] for site in sites], 2).float()  # [text, position, layer, d]
         for row, number in enumerate(some):
             plain = (ids[row] >= 0) & ~torch.isin(ids[row], special.to(ids))
-            out[number] = _pooled(x[row], plain if plain.any() else ids[row] >= 0, token)
+            chosen = _chosen(x[row], plain if plain.any() else ids[row] >= 0, token)
+            out[number] = turn(chosen).mean(0)
     return torch.stack(out)
 
 
-def _pooled(x: Float[Tensor, "position layer d"], counts: Bool[Tensor, position], token: Token) -> Tensor:
+def _chosen(
+    x: Float[Tensor, "position layer d"], counts: Bool[Tensor, position], token: Token
+) -> Float[Tensor, "token layer d"]:
     """Padding stands at the left, so the last position is a token."""
     if token == "mean":
-        return x[counts].mean(0)
+        return x[counts]
     if token == "last":
-        return x[-1]
+        return x[-1:]
     if int(counts.sum()) < 2:
         raise Unsuitable(
             "An example has only one token, and the second to last is asked for; choose the last, or mean."
         )
-    return x[-2]
+    return x[-2:-1]
 
 
 def fitted(
-    model: LanguageModel, data: Contrast, method: str, make: Make, token: Token, name: str, settings: Any, seed: int
+    model: LanguageModel,
+    data: Contrast,
+    method: str,
+    make: Make,
+    token: Token,
+    name: str,
+    settings: Any,
+    seed: int,
+    more: Callable[[Streams, Streams], Mapping[str, np.ndarray]] = lambda positive, negative: {},
+    about: Mapping[str, Any] | None = None,
 ) -> str:
     """Make a direction of both sides' streams, judge it on folds, and keep it; its key.
 
     make: positive and negative streams -> a vector for each layer, in the stream's units: adding it moves the mean of
-    the negative examples to about that of the positive ones, along it.
+    the negative examples to about that of the positive ones, along it. more: further facts of the same streams; about:
+    what is kept besides.
     """
     if not data.positive or not data.negative:
         side = "positive" if not data.positive else "negative"
@@ -83,14 +106,14 @@ def fitted(
                 for each, side in ((data.positive, "positive"), (data.negative, "negative"))
             )
             vectors = make(positive, negative)
-            facts = judged(positive, negative, make, vectors, seed)
+            facts = judged(positive, negative, make, vectors, seed) | dict(more(positive, negative))
             title = name or f"{method} of {len(data.positive)} and {len(data.negative)} texts"
-            about = {"token": token, "positive": len(data.positive), "negative": len(data.negative), "seed": seed,
-                     "examples": [data.positive[0][:200], data.negative[0][:200]]}  # fmt: skip
+            told = {"token": token, "positive": len(data.positive), "negative": len(data.negative), "seed": seed,
+                     "examples": [data.positive[0][:200], data.negative[0][:200]], **(about or {})}  # fmt: skip
             directions.keep(
                 Direction(
                     title, method, model.name, model.digest, tuple(range(model.layers)), vectors.float().cpu(), facts,
-                    about,
+                    told,
                 ),
                 key,
             )  # fmt: skip
