@@ -1,0 +1,260 @@
+"""What meters of steering share: continuations written many at once, what changed in them, what ordinary text costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp import Unsuitable, directions, hooks
+from interp.directions import Direction
+from interp.hooks import Here
+from interp.methods.change._steering import finite
+from interp.model import LanguageModel
+from interp.samples import Prompt, TextSet, reference_texts
+from interp.sites import Site
+
+TEXTS, CONTEXT = 8, 48
+"""How many ordinary texts are read, and at most how many tokens of each: a meter has to follow a slider."""
+Keep = Literal["nothing", "continuation", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Continuations, a row each.
+
+    ids: [row, position], -1 where nothing stands: at the left of a shorter prompt, at the right of a text that ended.
+    start: the column at which continuations begin. drawn: [row, step], where a token was drawn, the end included.
+    logits: what they were drawn from, [row, step, token]; where all are kept, of every column but the last. stream:
+    [row, column but the last, d], after the last layer, where all are kept.
+    """
+
+    ids: Int[Tensor, "row position"]
+    start: int
+    drawn: Bool[Tensor, "row step"]
+    logits: Float[Tensor, "row step token"] | None = None
+    stream: Float[Tensor, "row column d"] | None = None
+
+    def tokens(self, row: int) -> list[int]:
+        """The ids of one continuation."""
+        return [each for each in self.ids[row, self.start :].tolist() if each >= 0]
+
+    def after(self, prompt: Int[Tensor, "1 position"]) -> Written:
+        """The same continuations behind another prompt."""
+        ids = torch.cat([prompt.expand(len(self.ids), -1), self.ids[:, self.start :]], 1)
+        return Written(ids, prompt.shape[1], self.drawn, self.logits)
+
+
+@torch.no_grad()
+def written(
+    model: LanguageModel,
+    prompts: Sequence[Prompt | str],
+    n: int,
+    temperature: float,
+    seeds: Sequence[int],
+    keep: Keep = "nothing",
+) -> Written:
+    """Go on with each prompt by `n` tokens under the interventions in force: token for token what
+    `LanguageModel.generate` gives for each prompt and seed alone, up to rounding where two tokens are equally likely.
+
+    Raises:
+        Unsuitable: a prompt leaves no room, or numbers overflow.
+    """
+    from transformers import DynamicCache
+
+    ids = model.inputs(list(prompts))
+    start, lengths = ids.shape[1], (ids >= 0).sum(1)
+    if start >= model.limit:
+        raise Unsuitable(f"The prompt fills the {model.limit} tokens that {model.name} reads; shorten it.")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    end = getattr(model.tokenizer, "eos_token_id", None)
+    cached = not hooks.has_around(model.owner)
+    cache = DynamicCache() if cached else None
+    last = Site("resid_post", model.layers - 1)
+    scratch, new, going = dict[object, object](), ids, torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    drawn: list[Tensor] = []
+    logits: list[Tensor] = []
+    streams: list[Tensor] = []
+    for step in range(n):
+        going = going & (lengths + step < model.limit)
+        if not bool(going.any()):
+            break
+        whole = keep == "all" and step == 0
+        with model.record([last] if keep == "all" else []) as found:
+            out = model._forward(new, cache, Here(prompt=start, scratch=scratch), 0 if whole else 1, ids >= 0)
+        if keep != "nothing":
+            logits.append(out if whole else out[:, -1:])
+        if keep == "all":
+            streams.append(found[last] if whole else found[last][:, -1:])
+        latest = finite(out[:, -1].float().cpu())
+        if temperature > 0:
+            chances = (latest / temperature).softmax(1)
+            drawing = zip(chances, generators, strict=True)
+            choice = torch.cat([torch.multinomial(row, 1, generator=each) for row, each in drawing])
+        else:
+            choice = latest.argmax(1)
+        choice = choice.to(ids)
+        drawn.append(going)
+        if end is not None:
+            going = going & (choice != end)
+        # what has ended goes on as padding, which no one attends to and no intervention changes
+        ids = torch.cat([ids, torch.where(going, choice, -1).unsqueeze(1)], 1)
+        new = ids[:, -1:] if cached else ids
+    return Written(
+        ids, start, torch.stack(drawn, 1), torch.cat(logits, 1) if logits else None,
+        torch.cat(streams, 1) if streams else None,
+    )  # fmt: skip
+
+
+def continued(model: LanguageModel, sample: Prompt, n: int, temperature: float, seed: int) -> Written:
+    """One continuation under the interventions in force, with all that is kept of it."""
+    return model.cached(
+        ("continued", sample.text, n, temperature, seed),
+        lambda: written(model, [sample], n, temperature, [seed], "all"),
+    )
+
+
+@torch.no_grad()
+def read(
+    model: LanguageModel, own: Written, layers: Sequence[int], keep: Keep
+) -> tuple[Float[Tensor, "row step token"], list[Float[Tensor, "row position d"]]]:
+    """What the unchanged model makes of texts: logits as `Written.logits` holds them, and streams after layers."""
+    sites = [Site("resid_post", layer) for layer in layers]
+    kept = {"nothing": 1, "continuation": own.ids.shape[1] - own.start + 1, "all": 0}[keep]
+    with hooks.alone(), model.record(sorted(set(sites), key=str)) as found:
+        logits = model._forward(own.ids, None, Here(prompt=own.start), kept)
+    return logits[:, :-1], [found[site] for site in sites]
+
+
+def divergence(plain: Float[Tensor, "*batch token"], changed: Float[Tensor, "*batch token"]) -> Float[Tensor, "*batch"]:
+    """KL(plain || changed) = sum_v p_v (log p_v - log q_v), in nats."""
+    p, q = (each.double().log_softmax(-1) for each in (plain, changed))
+    return torch.where(p > -torch.inf, p.exp() * (p - q), 0).sum(-1).clamp(min=0)
+
+
+def mean_divergence(model: LanguageModel, own: Written) -> Float[Tensor, row]:
+    """KL(plain || changed) of each continuation, over the distributions that its tokens were drawn from."""
+    assert own.logits is not None
+    plain, _ = read(model, own, (), "continuation")
+    each = divergence(plain, own.logits[:, -plain.shape[1] :])
+    return torch.where(own.drawn, each, 0).sum(1) / own.drawn.sum(1)
+
+
+# --------------------------------------------------------------------------------------------------- texts as they are
+
+
+def repetition(tokens: Sequence[int], n: int = 3) -> float:
+    """The share of runs of n tokens that stood in the text before; 0 where it is shorter."""
+    return 1 - distinct(tokens, n)
+
+
+def distinct(tokens: Sequence[int], n: int) -> float:
+    """Different runs of n tokens over all of them; 1 where it is shorter."""
+    runs = list(zip(*(tokens[start:] for start in range(n)), strict=False))
+    return len(set(runs)) / len(runs) if runs else 1.0
+
+
+def judge(model: LanguageModel, name: str, layer: int | None) -> tuple[Direction, int] | None:
+    """The direction that scores texts, and its layer; None where none is named and the model has none that can.
+
+    Raises:
+        Unsuitable: the one that is named does not fit, is not known after that layer, or knows no examples.
+    """
+    if not name and not directions.available(model):
+        return None
+    found = directions.load(name, model)
+    at = found.best if layer is None else layer
+    found.at(at)
+    if not abs(found.fact("high", at) - found.fact("low", at)) > 0:
+        if not name:
+            return None
+        raise Unsuitable(f"{found.name} knows no examples, so it gives no score; fit it on texts.")
+    return found, at
+
+
+def score(by: tuple[Direction, int], stream: Float[Tensor, "row position d"], own: Written) -> Float[Tensor, row]:
+    """Behaviour score of each continuation: the mean over its tokens, or the prompt's last where it has none."""
+    direction, layer = by
+    values = direction.score(stream[:, own.start - 1 :].double(), layer)
+    said = own.ids[:, own.start :] >= 0
+    count = said.sum(1)
+    mean = torch.where(said, values[:, 1:], 0).sum(1) / count.clamp(min=1)
+    return torch.where(count > 0, mean, values[:, 0])
+
+
+def behaviour(model: LanguageModel, by: tuple[Direction, int], own: Written) -> Float[Tensor, row]:
+    """Behaviour score of each continuation as the unchanged model reads it.
+
+    Read by the changed one, a push along the direction would count as its own effect.
+    """
+    _, (stream,) = read(model, own, (by[1],), "nothing")
+    return score(by, stream, own)
+
+
+# ------------------------------------------------------------------------------------------------------- ordinary text
+
+
+@dataclass(frozen=True, eq=False)
+class Ordinary:
+    """Texts as token ids, padded at the left with -1; which of them count; and the column where each is half over."""
+
+    ids: Int[Tensor, "text position"]
+    counted: Bool[Tensor, "text position"]
+    half: int
+
+
+def ordinary(model: LanguageModel, texts: TextSet | None, before: str = "") -> Ordinary:
+    """The first few texts, the embedded ones unless given; `before` each stands a text that does not count.
+
+    Raises:
+        Unsuitable: none of them has two tokens.
+    """
+    rows, counts = [], []
+    lead = len(model.tokenizer(before)["input_ids"]) if before else 0
+    for text in (reference_texts() if texts is None else texts).texts[:TEXTS]:
+        own = model.tokenizer(text)["input_ids"]
+        kept = min(len(own), CONTEXT, model.limit - lead)
+        ids = model.tokenizer(before + text)["input_ids"] if before else own
+        ids = ids[: len(ids) - len(own) + kept]
+        if kept >= 2:
+            rows.append(ids)
+            counts.append(kept - 1)  # nothing is expected of the first
+    if not rows:
+        raise Unsuitable("Perplexity needs a text of two tokens or more; give longer ones.")
+    longest = max(map(len, rows))
+    ids = torch.tensor([[-1] * (longest - len(each)) + each for each in rows], device=model.device)
+    column = torch.arange(longest, device=model.device)
+    counted = column >= longest - torch.tensor(counts, device=model.device).unsqueeze(1)
+    return Ordinary(ids, counted, longest - (max(counts) + 1) // 2)
+
+
+@torch.no_grad()
+def perplexities(model: LanguageModel, own: Ordinary, variants: int = 1) -> Float[Tensor, variant]:
+    """exp of the mean surprise of all tokens that count, under the interventions in force.
+
+    The first half of each text stands for a prompt and the second for what is written after it, so that what acts on
+    either alone is seen. variants: so many copies of all texts, one after another, in one batch.
+    """
+    ids = own.ids.repeat(variants, 1)
+    logits = finite(model._forward(ids, None, Here(prompt=own.half))[:, :-1].float())
+    chosen = logits.log_softmax(2).gather(2, ids[:, 1:].clamp(min=0).unsqueeze(2)).squeeze(2).double()
+    surprise = -chosen.view(variants, *own.counted[:, 1:].shape) * own.counted[:, 1:]
+    # beyond this a float holds no exponential, and nothing is left to tell
+    return (surprise.sum((1, 2)) / own.counted.sum()).clamp(max=600).exp()
+
+
+def perplexity(model: LanguageModel, texts: TextSet | None, before: str = "") -> float:
+    """Perplexity of ordinary text under the interventions in force."""
+    return model.cached(
+        ("perplexity", texts, before), lambda: float(perplexities(model, ordinary(model, texts, before))[0])
+    )
+
+
+def random_like(v: Float[Tensor, d], count: int, seed: int) -> Float[Tensor, "count d"]:
+    """Directions drawn at random, each as long as v."""
+    drawn = torch.randn(count, len(v), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(v)
+    return drawn * (v.norm() / drawn.norm(dim=1, keepdim=True))
