@@ -6,7 +6,7 @@ from typing import Any
 
 from interp.methods import METHODS
 from interp.model import VisionModel
-from interp.samples import Image, ImageSet, Prompt, PromptPair, TextSet
+from interp.samples import Contrast, Image, ImageSet, Prompt, PromptPair, TextSet
 from interp.sites import Site
 
 
@@ -33,6 +33,7 @@ def acting(model: Any, text: str = "The cat sat on the mat") -> dict[str, dict[s
         "steer": {"layer": 0, "strength": 2.0},
         "project_out": {"layer": 0, "share": 1.0},
         "clamp_direction": {"layer": 0, "value": 3.0},
+        "conditional_steer": {"layer": 0, "strength": 2.0, "condition_layer": 0, "threshold": -1.0},
     }
 
 
@@ -44,6 +45,8 @@ def fitting(method: Any, sample: Any) -> Any:
         return ImageSet((sample,)) if ImageSet in method.samples else sample
     if TextSet in method.samples:
         return TextSet((sample.text, sample.text[::-1]))
+    if Contrast in method.samples:
+        return Contrast((sample.text,), (sample.text[::-1],))
     other = "".join(chr(ord("a") + (ord(each) - 96) % 26) if each.islower() else each for each in sample.text[:5])
     return PromptPair(sample.text, other + sample.text[5:], "e", "n")
 
@@ -68,6 +71,7 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "steer": {"strength": 0.0},
     "project_out": {"share": 0.0},
     "clamp_direction": {"value": None},
+    "conditional_steer": {"strength": 0.0},
 }
 """Settings under which an intervention enters nothing."""
 
