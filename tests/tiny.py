@@ -21,6 +21,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from interp import feature_index, sae
 from interp.methods.steering.difference_of_means import difference_of_means
+from interp.methods.steering.soft_injection import soft_injection
 from interp.methods.transport.transport_operator import transport_operator
 from interp.model import LanguageModel, Model, VisionModel
 from interp.samples import Contrast, Image, ImageSet, Prompt, TextSet
@@ -293,7 +294,7 @@ def featured(model: Any) -> Any:
     """The model, with a random SAE and its index in the store: of the middle layer, or the last map of images.
 
     A fifth of its features fire, and the first nearly everywhere. GPT-2 and Llama get a transcoder of an MLP besides,
-    and all language models operators between their streams and a direction.
+    and all language models operators between their streams, a direction and a task.
     """
     if sae.available(model):
         return model
@@ -312,6 +313,7 @@ def featured(model: Any) -> Any:
     if not vision:
         transport_operator(model, small_texts(), context=32)
         difference_of_means(model, two_sides())
+        soft_injection(model, two_sides(), steps=2)
     return model
 
 
