@@ -54,6 +54,7 @@ MOST = 40
 
 def working(model: LanguageModel) -> None:
     """The whole bench under the experiment bar."""
+    st.session_state["said"] = set()
     lens = bench().lens
     policy, key = lens.settings.get("policy", "same"), lens.settings.get("operators", "")
     fitted = transport.find(model, key, policy)
@@ -215,8 +216,16 @@ def _run(experiment: Experiment, running: list[Experiment]) -> Any:
             return None
         return state
     except Unsuitable as problem:
-        st.warning(show.plain(str(problem)), icon=":material/info:")
+        _warn(problem)
         return None
+
+
+def _warn(problem: Unsuitable) -> None:
+    """Say it once, though several views may be refused for the same reason."""
+    said: set[str] = st.session_state["said"]
+    if str(problem) not in said:
+        said.add(str(problem))
+        st.warning(show.plain(str(problem)), icon=":material/info:")
 
 
 def _choices(model: LanguageModel, fitted: Operators | None, policy: str) -> None:
@@ -423,7 +432,9 @@ def _causal(experiment: Experiment, fitted: Operators, source: str, target: str,
         )  # fmt: skip
     if not (st.session_state.get(asked) or bench().lens.method == "transport_check"):
         return
-    check = _asked(experiment.before(), "transport_check", fitted, **settings, texts=reference_texts())
+    own = bench().lens.method == "transport_check"
+    base = experiment if own else experiment.before()
+    check = _asked(base, "transport_check", fitted, **settings, texts=reference_texts())
     found = _run(check, running)
     if isinstance(found, Table):
         number = st.column_config.NumberColumn(format="%.3g", width="small")
@@ -668,7 +679,7 @@ def _next(experiment: Experiment) -> None:
         after = jobs.run(dataclasses.replace(experiment, lens=lens))
         plain = jobs.run(dataclasses.replace(experiment.before(), lens=lens.but(top=100)))
     except Unsuitable as problem:
-        st.warning(show.plain(str(problem)), icon=":material/info:")
+        _warn(problem)
         return
     assert isinstance(after, Table) and isinstance(plain, Table)
     changed = bool(experiment.interventions)

@@ -145,6 +145,11 @@ def test_a_prompt_and_its_changes_come_along_from_other_pages() -> None:
     assert app.session_state["bench"].sample == Prompt(LINK["prompt"])
 
 
+def test_a_prompt_that_is_too_long_gets_one_sentence() -> None:
+    app = opened("transport", **(LINK | {"prompt": "word " * 1900}), lens="transported_features")
+    assert not app.exception and len(app.warning) == 1 and app.warning[0].value.endswith(".")
+
+
 def test_the_bar_says_what_is_replaced() -> None:
     model = zoo.load("stories")
     whole = Call("transport_replace", source=Site("resid_pre", 0), target=Site("resid_post", 2))
