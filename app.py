@@ -17,6 +17,7 @@ page = st.navigation(
         st.Page("pages/circuits.py", title="Circuits", icon=":material/account_tree:"),
         st.Page("pages/features.py", title="Features", icon=":material/scatter_plot:"),
         st.Page("pages/transport.py", title="Transport", icon=":material/stairs:"),
+        st.Page("pages/steering.py", title="Steering", icon=":material/tune:"),
         st.Page("pages/methods.py", title="Methods", icon=":material/menu_book:"),
         st.Page("pages/models.py", title="Models", icon=":material/deployed_code:"),
         st.Page("pages/history.py", title="History", icon=":material/history:"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp import Unsuitable, zoo
+from interp import Unsuitable, directions, zoo
 from interp.evidence import strongest_channels, strongest_heads
 from interp.experiment import Call, Experiment
 from interp.methods import METHODS
@@ -93,8 +93,10 @@ def _lazily(label: str, key: str, icon: str, help: str, kind: Any = "tertiary") 
 
 
 KEPT = ("target", "foil", "site", "layer", "nodes", "metric", "direction", "by_position", "sae", "index", "feature",
-        "operators", "policy", "source")  # fmt: skip
+        "operators", "policy", "source", "condition")  # fmt: skip
 """Settings that lenses share."""
+AMOUNTS = ("strength", "share", "value")
+"""What says how much, in interventions along a direction."""
 
 
 def choose_lens(key: str) -> None:
@@ -121,6 +123,9 @@ def opening(key: str, on: Bench) -> dict[str, Any]:
     if key == "steer_upstream":
         found = _opening_feature(key, on)
         return {"sae": found["sae"], "feature": found["features"][0], "by": 4.0}
+    if "direction" in kinds:
+        have = {control.name for control in METHODS[key].controls}
+        return next(({name: 1.0} for name in AMOUNTS if name in have), {})
     if "features" in kinds:
         return _opening_feature(key, on)
     if isinstance(model, LanguageModel):
@@ -222,6 +227,8 @@ def in_words(call: Call, model: Any) -> str:
         of = [f"of {sae_name(settings['sae'])}" if settings["sae"] else ""]
         shown = [", ".join(numbers[:3]) + (" …" if len(numbers) > 3 else ""), *of, *how]
         return f"{name}: {' '.join(filter(None, shown))}{where_at}" if numbers else f"{name}: none yet"
+    if "direction" in settings:
+        return f"{name}: {_pushed(settings, model)}{where_at}"
     if "neurons" in settings:
         return f"{name}: {len(settings['neurons'])} of layer {settings['layer']}"
     if "channels" in settings and METHODS[call.method].kind == "intervention":
@@ -234,6 +241,18 @@ def in_words(call: Call, model: Any) -> str:
     ]
     parts += [site_name(model, value) for value in call.changed.values() if isinstance(value, Site)]
     return name + (": " + ", ".join(parts[:2]) if parts else "") + where_at
+
+
+def _pushed(settings: dict[str, Any], model: Any) -> str:
+    """Which direction, after which layer, how much: "sentiment, layer 2, −1"."""
+    found = {each.key: each for each in directions.available(model)}
+    named = settings["direction"] or next(iter(found), "")
+    known = found.get(named)
+    layer = settings["layer"] if settings.get("layer") is not None else known.best if known else None
+    amount = next((settings[each] for each in AMOUNTS if each in settings), None)
+    parts = [_short(known.name if known else named[:12] or "none"), "" if layer is None else f"layer {layer}"]
+    parts += ["" if amount is None else f"{amount:.3g}".replace("-", "−")]
+    return ", ".join(filter(None, parts))
 
 
 def _lens_text(call: Call) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import streamlit as st
 
 from interp import Unsuitable, sae, store, zoo
+from interp.directions import Direction
 from interp.experiment import Call, Experiment, Sample
 from interp.figures import Look
 from interp.method import Method
@@ -26,6 +27,7 @@ M = TypeVar("M", bound=Model)
 PAGES = {
     "cam": "pages/heatmaps.py", "attribution": "pages/pixels.py", "reading": "pages/prompts.py",
     "circuits": "pages/circuits.py", "features": "pages/features.py", "transport": "pages/transport.py",
+    "steering": "pages/steering.py",
 }  # fmt: skip
 """Where the lenses of a family are looked through."""
 
@@ -54,6 +56,8 @@ class View:
     shown: what lies where nothing is searched, a map coloured by "activation" or "density", or a "table".
     For transport: the chosen pair of streams, "embed>2", where the lens names none, and what colours the staircase,
     and the rank of the maps, 0 for all.
+    For steering: which dial the curves are of, which of the texts that are drawn by chance is shown (0 for the
+    likeliest), and what the comparison tells the model in words.
     """
 
     keep: float = 0.8
@@ -68,6 +72,9 @@ class View:
     between: str = ""
     colour: str = "transported"
     rank: int = 0
+    dial: int = 0
+    draw: int = 0
+    told: str = ""
 
 
 SHOWN = ("activation", "density", "table")
@@ -146,20 +153,32 @@ def first_transport() -> Bench:
     return Bench.of(Experiment("stories", Prompt("The capital of France is"), lens), view=View(feature=CAPITALS))
 
 
+def first_steering() -> Bench:
+    """What a newcomer to steering sees."""
+    push = Call("steer", direction="stories/sentiment", strength=-1.0)
+    return Bench.of(Experiment("stories", Prompt("Review: The film was"), Call("side_effects"), (push,)))
+
+
 FIRST = {
     Image: first, Prompt: first_prompt, PromptPair: first_pair, FeaturePage: first_feature, TokenGrid: first_transport,
+    Direction: first_steering,
 }  # fmt: skip
 
 
+OWN: dict[str, type] = {
+    "circuits": PromptPair, "features": FeaturePage, "transport": TokenGrid, "steering": Direction,
+}  # fmt: skip
+"""The kind of bench that the lenses of a family lie on, where it is one of their own."""
+
+
 def kind_of(on: Bench) -> type:
-    """Which kind of bench it is: images, prompts, circuits (where a prompt alone can lie too), features, transport."""
-    family = METHODS[on.lens.method].family
-    own = {"circuits": PromptPair, "features": FeaturePage, "transport": TokenGrid}.get(family)
+    """Which kind of bench it is: images, prompts, circuits (with a prompt alone, too), or another page's own."""
+    own = OWN.get(METHODS[on.lens.method].family)
     return own or (Image if isinstance(on.sample, Image) else Prompt)
 
 
 def turn_to_kind(kind: type) -> None:
-    """Take up the bench of images, prompts, circuits, features or transport, as it was left; no step for undo."""
+    """Take up the bench of a kind as it was left; no step for undo."""
     now = bench()
     if kind_of(now) is kind:
         return
@@ -168,22 +187,22 @@ def turn_to_kind(kind: type) -> None:
     other: Bench = benches.get(kind) or FIRST[kind]()
     if kind is Prompt and isinstance(now.sample, PromptPair) and kind not in benches:
         other = dataclasses.replace(other, sample=Prompt(now.sample.clean), model=now.model, chips=now.chips)
-    if kind in (FeaturePage, TokenGrid):
+    if kind in (FeaturePage, TokenGrid, Direction):
         other = _followed(now, other)
     st.session_state["bench"] = other
     st.session_state["undo"] = []
 
 
 def _followed(now: Bench, other: Bench) -> Bench:
-    """A bench of features or transport with the model, input and changes that one comes with, if one touched them."""
+    """The bench of a page of its own with the model, input and changes that one comes with, if one touched them."""
     brought = (now.model, now.sample, now.chips)
     start = FIRST[kind_of(now)]()
     if brought in (st.session_state.get("brought"), (start.model, start.sample, start.chips)):
         return other
     st.session_state["brought"] = brought
     try:
-        served = isinstance(now.sample, Prompt | PromptPair) if kind_of(other) is TokenGrid else True
-        if not served or not sae.available(zoo.load(now.model)):
+        served = kind_of(other) is FeaturePage or isinstance(now.sample, Prompt | PromptPair)
+        if not served or (kind_of(other) is not Direction and not sae.available(zoo.load(now.model))):
             return other
     except Unsuitable:
         return other
@@ -195,7 +214,8 @@ def _with(other: Bench, now: Bench) -> Bench:
     sample = Prompt(now.sample.clean) if isinstance(now.sample, PromptPair) else now.sample
     lens = other.lens if other.model == now.model else Call(other.lens.method)
     # a chosen node has a place in the prompt; an open feature has none
-    same = other.model == now.model and (kind_of(other) in (FeaturePage, TokenGrid) or other.sample == sample)
+    apart = kind_of(other) in (FeaturePage, TokenGrid, Direction)
+    same = other.model == now.model and (apart or other.sample == sample)
     if "positions" in lens.settings:  # of another prompt
         lens = lens.but(positions=())
     view = other.view if same else View()
@@ -314,7 +334,8 @@ def _served(call: Call, model: Any) -> Call:
     for name in ("channels", "heads", "neurons", "features"):
         if name in settings:
             settings[name] = ()
-    for name, plain in (("sae", ""), ("index", ""), ("feature", 0), ("operators", "")):
+    names = ("sae", "index", "operators", "direction", "condition", "other")
+    for name, plain in (*((each, "") for each in names), ("feature", 0)):
         if name in settings:
             settings[name] = plain
     for name in ("layer", "count"):
@@ -385,7 +406,8 @@ def _view() -> View:
         shown if (shown := st.query_params.get("shown", "")) in SHOWN else View.shown,
         between if BETWEEN.fullmatch(between := st.query_params.get("between", "")) else "",
         colour if (colour := st.query_params.get("colour", "")) in COLOURED else View.colour,
-        _whole(st.query_params.get("rank")) or 0,
+        _whole(st.query_params.get("rank")) or 0, _whole(st.query_params.get("dial")) or 0,
+        _whole(st.query_params.get("draw")) or 0, st.query_params.get("told", "")[:300],
     )  # fmt: skip
 
 
@@ -416,11 +438,12 @@ def query() -> dict[str, list[str]]:
     view = now.view
     if view.keep != View.keep:
         found["keep"] = [f"{view.keep:g}"]
-    for name in ("node", "beside", "side", "of", "shown", "between", "colour"):
+    for name in ("node", "beside", "side", "of", "shown", "between", "colour", "told"):
         if getattr(view, name) != getattr(View, name):
             found[name] = [getattr(view, name)]
-    if view.rank:
-        found["rank"] = [str(view.rank)]
+    for name in ("rank", "dial", "draw"):
+        if getattr(view, name):
+            found[name] = [str(getattr(view, name))]
     if view.feature is not None:
         found["feature"] = [str(view.feature)]
     if kind_of(now) is FeaturePage and (packed := labels.packed()):

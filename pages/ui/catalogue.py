@@ -15,10 +15,11 @@ from interp.method import Method
 from interp.methods import METHODS
 from interp.model import LanguageModel
 from interp.results import FeatureList, FeaturePage, Graph, Heatmap, TokenGrid
-from interp.samples import Image, Prompt, PromptPair
+from interp.samples import Image, Prompt
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import choose_lens, opening
 from pages.ui.bench import (
+    OWN,
     PAGES,
     Bench,
     bench,
@@ -26,6 +27,7 @@ from pages.ui.bench import (
     first_feature,
     first_pair,
     first_prompt,
+    first_steering,
     first_transport,
     page_of,
     turn_to_kind,
@@ -71,8 +73,7 @@ def methods() -> None:
                 page = None
             if method.kind == "lens" and page and st.button("Use it", icon=":material/visibility:"):
                 kind = Prompt if method.model_type is LanguageModel else Image
-                own = {"circuits": PromptPair, "features": FeaturePage, "transport": TokenGrid}
-                turn_to_kind(own.get(method.family, kind))
+                turn_to_kind(OWN.get(method.family, kind))
                 choose_lens(method.key)
                 st.switch_page(page)
 
@@ -100,6 +101,8 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
             start = first_feature()
         if method.family == "transport":
             start = first_transport()
+        if method.family == "steering":
+            start = first_steering()
         experiment = start.experiment
         if method.kind == "intervention":
             if method.refuses(zoo.load(start.model)):

@@ -107,3 +107,24 @@ def life(key: str, data: dict[str, Any], on: Any) -> None:
     """A feature through the layers: rows, columns, values, texts, notes, curve, sources, source, position, focus,
     range, stops, quantity, low, high, label, curveLabel. Its events: {row}, {row, column}."""
     _mount("life", key, "pick", data, on)
+
+
+def meters(key: str, data: dict[str, Any]) -> None:
+    """Gauges: items (name, plain, value, control, low, high, their texts, help, worry), random."""
+    _mount("meters", key, "act", data, None)
+
+
+def dose(key: str, data: dict[str, Any], on: Any) -> None:
+    """Response over dose: x, range, series (name, grey, values, low, high), broken, now, wide, xLabel, label.
+
+    Its event: {strength}.
+    """
+    _mount("dose", key, "act", data, on)
+
+
+def condition(key: str, data: dict[str, Any], on: Any) -> None:
+    """Two histograms and a threshold to drag: x, positive, negative, threshold, above, here, xLabel.
+
+    Its event: {threshold}.
+    """
+    _mount("condition", key, "act", data, on)

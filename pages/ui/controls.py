@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp import Unsuitable, feature_index, sae, transport
+from interp import Unsuitable, directions, feature_index, sae, transport
 from interp.evidence import strongest_channels
 from interp.experiment import Call
 from interp.method import Control
@@ -44,7 +44,7 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
         st.session_state[key] = shown
         return key
 
-    if control.kind == "sae" or control.name in ("index", "operators"):
+    if control.kind in ("sae", "direction") or control.name in ("index", "operators"):
         _stored(value, label, control, call, model, show, changed)
     elif control.name == "feature":
         st.number_input(label, 0, 10**7, key=show(value), step=1, help=control.help, on_change=changed())
@@ -54,6 +54,18 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
         st.segmented_control(
             label, control.choices, key=show(value), help=control.help, on_change=changed(), required=True
         )
+    elif control.kind == "slider" and control.unset and control.name.endswith("layer"):
+        layers = [None, *range(model.layers)]
+        st.selectbox(
+            label, layers if value in layers else [*layers, value], key=show(value), help=control.help,
+            format_func=lambda each: control.unset if each is None else f"layer {each}", on_change=changed(),
+        )  # fmt: skip
+    elif control.kind == "slider" and control.unset:
+        assert control.range
+        st.number_input(
+            label, control.range.low, control.range.high, value=None, key=show(value), placeholder=control.unset,
+            step=1 if control.whole else None, help=control.help, on_change=changed(),
+        )  # fmt: skip
     elif control.kind == "slider":
         assert control.range
         number = int if control.whole else float
@@ -157,10 +169,14 @@ def _stored(
     value: str, label: str, control: Control, call: Call, model: Any, show: Callable[[Any], str],
     changed: Callable[..., Any],
 ) -> None:  # fmt: skip
-    """An SAE of this model, an index of that SAE, or transport operators, by their names."""
-    names = {"": "the model's own" if control.kind == "sae" else "the one there is"}
+    """An SAE or a direction of this model, an index of that SAE, or transport operators, by their names."""
+    names = {"": {"sae": "the model's own", "direction": "the model's first"}.get(control.kind, "the one there is")}
     if control.kind == "sae":
         names |= {each: sae_name(each) for each in sae.available(model)}
+    elif control.kind == "direction":
+        if control.name != "direction":
+            names[""] = "none"
+        names |= {each.key: each.name for each in directions.available(model)}
     elif control.name == "operators":
         names |= {key: f"{name}, {count:,} tokens" for key, name, count in transport.listed(model)}
     else:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import streamlit as st
 
@@ -19,7 +20,7 @@ from interp.experiment import Call, Experiment
 from interp.methods import METHODS
 from interp.progress import Cancelled, Progress, watch
 from interp.results import Result, Text
-from interp.samples import ImageSet, TextSet
+from interp.samples import Contrast, ImageSet, TextSet
 
 KEEP = 600
 """How many results stay in memory."""
@@ -42,12 +43,16 @@ class Fit:
     """A fit as a job: its model, its data, its settings. What it returns, a name, is the text of its result."""
 
     model: str
-    sample: TextSet | ImageSet
+    sample: TextSet | ImageSet | Contrast
     lens: Call
 
     @cached_property
     def digest(self) -> str:
-        data = self.sample.texts if isinstance(self.sample, TextSet) else [each.sha256 for each in self.sample.images]
+        data: Any = self.sample.texts if isinstance(self.sample, TextSet) else None
+        if isinstance(self.sample, Contrast):
+            data = (self.sample.positive, self.sample.negative)
+        elif isinstance(self.sample, ImageSet):
+            data = [each.sha256 for each in self.sample.images]
         return store.key_of(self.model, data, str(self.lens), self.lens.version)
 
     def run(self) -> Text:

@@ -46,6 +46,7 @@ def home() -> None:
             open_prompt(st.session_state["home-prompt"])
         st.page_link("pages/features.py", label="Or see the features that fire", icon=":material/scatter_plot:")
         st.page_link("pages/transport.py", label="Or which layer they come from", icon=":material/stairs:")
+        st.page_link("pages/steering.py", label="Or what happens if it is pushed", icon=":material/tune:")
     st.markdown("##### Or begin with one of these")
 
     def begin(name: str) -> None:
