@@ -20,6 +20,8 @@ from interp.sites import Site
 
 TEXTS, CONTEXT = 8, 48
 """How many ordinary texts are read, and at most how many tokens of each: a meter has to follow a slider."""
+RARE = 1e-3
+"""Tokens that are expected less than this tell little of a behaviour."""
 Keep = Literal["nothing", "continuation", "all"]
 
 
@@ -29,13 +31,14 @@ class Written:
 
     ids: [row, position], -1 where nothing stands: at the left of a shorter prompt, at the right of a text that ended.
     start: the column at which continuations begin. drawn: [row, step], where a token was drawn, the end included.
-    logits: what they were drawn from, [row, step, token]; where all are kept, of every column but the last. stream:
-    [row, column but the last, d], after the last layer, where all are kept.
+    begun: what the first token was drawn from. logits: what all were drawn from, [row, step, token]; where all are
+    kept, of every column but the last. stream: of the same columns, after the last layer, where all are kept.
     """
 
     ids: Int[Tensor, "row position"]
     start: int
     drawn: Bool[Tensor, "row step"]
+    begun: Float[Tensor, "row token"]
     logits: Float[Tensor, "row step token"] | None = None
     stream: Float[Tensor, "row column d"] | None = None
 
@@ -46,7 +49,7 @@ class Written:
     def after(self, prompt: Int[Tensor, "1 position"]) -> Written:
         """The same continuations behind another prompt."""
         ids = torch.cat([prompt.expand(len(self.ids), -1), self.ids[:, self.start :]], 1)
-        return Written(ids, prompt.shape[1], self.drawn, self.logits)
+        return Written(ids, prompt.shape[1], self.drawn, self.begun, self.logits)
 
 
 @torch.no_grad()
@@ -58,8 +61,10 @@ def written(
     seeds: Sequence[int],
     keep: Keep = "nothing",
 ) -> Written:
-    """Go on with each prompt by `n` tokens under the interventions in force: token for token what
-    `LanguageModel.generate` gives for each prompt and seed alone, up to rounding where two tokens are equally likely.
+    """Go on with each prompt by `n` tokens under the interventions in force.
+
+    Token for token what `LanguageModel.generate` gives for each prompt and seed alone, unless two tokens are equally
+    likely up to rounding.
 
     Raises:
         Unsuitable: a prompt leaves no room, or numbers overflow.
@@ -79,6 +84,7 @@ def written(
     drawn: list[Tensor] = []
     logits: list[Tensor] = []
     streams: list[Tensor] = []
+    begun = torch.empty(0)
     for step in range(n):
         going = going & (lengths + step < model.limit)
         if not bool(going.any()):
@@ -86,6 +92,8 @@ def written(
         whole = keep == "all" and step == 0
         with model.record([last] if keep == "all" else []) as found:
             out = model._forward(new, cache, Here(prompt=start, scratch=scratch), 0 if whole else 1, ids >= 0)
+        if step == 0:
+            begun = out[:, -1]
         if keep != "nothing":
             logits.append(out if whole else out[:, -1:])
         if keep == "all":
@@ -105,7 +113,7 @@ def written(
         ids = torch.cat([ids, torch.where(going, choice, -1).unsqueeze(1)], 1)
         new = ids[:, -1:] if cached else ids
     return Written(
-        ids, start, torch.stack(drawn, 1), torch.cat(logits, 1) if logits else None,
+        ids, start, torch.stack(drawn, 1), begun, torch.cat(logits, 1) if logits else None,
         torch.cat(streams, 1) if streams else None,
     )  # fmt: skip
 
@@ -158,8 +166,62 @@ def distinct(tokens: Sequence[int], n: int) -> float:
     return len(set(runs)) / len(runs) if runs else 1.0
 
 
-def judge(model: LanguageModel, name: str, layer: int | None) -> tuple[Direction, int] | None:
-    """The direction that scores texts, and its layer; None where none is named and the model has none that can.
+@dataclass(frozen=True)
+class Judge:
+    """What scores a behaviour: a direction after a layer.
+
+    whole: it was made of means over texts, so it reads the continuation. Otherwise it was made of the last tokens of
+    texts, where the model is about to go on, and it tells what is expected there.
+    """
+
+    direction: Direction
+    layer: int
+    whole: bool
+
+    def scores(self, model: LanguageModel, sample: Prompt, own: Written) -> Float[Tensor, row]:
+        """Behaviour score of each continuation of the prompt, 0 as in the negative examples, 1 as in the positive ones.
+
+        Neither reads the stream of the changed model, where a push would be its own effect. A continuation is scored by
+        the direction as the unchanged model reads it. What the changed model expects next, q, lies between what the
+        unchanged one does where its last token is held at a score of 0, p_0, and at 1, p_1:
+
+            (sum_x q w - sum_x p_0 w) / (sum_x p_1 w - sum_x p_0 w),    w = max(p_1 - p_0, 0) / (p_1 + p_0 + 0.001)
+
+        so that broken text, which neither expects, does not count as showing it.
+        """
+        if self.whole:
+            _, (stream,) = read(model, own, (self.layer,), "nothing")
+            values = self.direction.score(stream[:, own.start - 1 :].double(), self.layer)
+            said = own.ids[:, own.start :] >= 0
+            count = said.sum(1)
+            mean = torch.where(said, values[:, 1:], 0).sum(1) / count.clamp(min=1)
+            return torch.where(count > 0, mean, values[:, 0])
+        with hooks.alone():
+            key = ("held at scores", self.direction.key, self.layer, sample.text)
+            low, high = model.cached(key, lambda: self._held(model, sample))
+        w = (high - low).clamp(min=0) / (high + low + RARE)
+        bottom, top = low @ w, high @ w
+        return (own.begun.double().softmax(1) @ w - bottom) / (top - bottom).clamp(min=1e-12)
+
+    @torch.no_grad()
+    def _held(self, model: LanguageModel, sample: Prompt) -> tuple[Tensor, Tensor]:
+        """What the unchanged model expects next if the last token has a score of 0, and of 1."""
+        v = self.direction.at(self.layer).to(model.device)
+        levels = torch.tensor([self.direction.fact(each, self.layer) for each in ("low", "high")], device=model.device)
+
+        def hold(h: Tensor) -> Tensor:
+            last = h[:, -1]
+            held = last + ((levels.to(h) - last @ v.to(h) / v.to(h).dot(v.to(h))).unsqueeze(1) * v.to(h))
+            return torch.cat([h[:, :-1], held.unsqueeze(1)], 1)
+
+        ids = model.inputs(sample).expand(2, -1)
+        with model.edit({self.direction.site(self.layer): hold}):
+            low, high = model(ids, keep=1)[:, -1].double().softmax(1)
+        return low, high
+
+
+def judge(model: LanguageModel, name: str, layer: int | None) -> Judge | None:
+    """What scores texts by that direction; None where none is named and the model's first, if any, gives no score.
 
     Raises:
         Unsuitable: the one that is named does not fit, is not known after that layer, or knows no examples.
@@ -167,32 +229,14 @@ def judge(model: LanguageModel, name: str, layer: int | None) -> tuple[Direction
     if not name and not directions.available(model):
         return None
     found = directions.load(name, model)
-    at = found.best if layer is None else layer
+    whole = found.about.get("token") == "mean"
+    at = layer if layer is not None else found.best if whole else max(found.layers)
     found.at(at)
     if not abs(found.fact("high", at) - found.fact("low", at)) > 0:
         if not name:
             return None
         raise Unsuitable(f"{found.name} knows no examples, so it gives no score; fit it on texts.")
-    return found, at
-
-
-def score(by: tuple[Direction, int], stream: Float[Tensor, "row position d"], own: Written) -> Float[Tensor, row]:
-    """Behaviour score of each continuation: the mean over its tokens, or the prompt's last where it has none."""
-    direction, layer = by
-    values = direction.score(stream[:, own.start - 1 :].double(), layer)
-    said = own.ids[:, own.start :] >= 0
-    count = said.sum(1)
-    mean = torch.where(said, values[:, 1:], 0).sum(1) / count.clamp(min=1)
-    return torch.where(count > 0, mean, values[:, 0])
-
-
-def behaviour(model: LanguageModel, by: tuple[Direction, int], own: Written) -> Float[Tensor, row]:
-    """Behaviour score of each continuation as the unchanged model reads it.
-
-    Read by the changed one, a push along the direction would count as its own effect.
-    """
-    _, (stream,) = read(model, own, (by[1],), "nothing")
-    return score(by, stream, own)
+    return Judge(found, at, whole)
 
 
 # ------------------------------------------------------------------------------------------------------- ordinary text

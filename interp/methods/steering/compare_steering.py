@@ -11,7 +11,6 @@ from interp.method import DirectionName, Paper, Range, Unset, lens
 from interp.methods.reading._prompts import no_blocks
 from interp.methods.steering._meters import (
     TEXTS,
-    behaviour,
     judge,
     mean_divergence,
     perplexity,
@@ -52,7 +51,9 @@ def compare_steering(
     seeds: Annotated[int, Range(1, 64)] = 4,
     temperature: Annotated[float, Range(0, 2)] = 1.0,
     direction: Annotated[str, DirectionName()] = "",
-    layer: Annotated[int | None, Range(0, 512), Unset("where it tells its examples best")] = None,
+    layer: Annotated[
+        int | None, Range(0, 512), Unset("the last, or where a direction of whole texts tells best")
+    ] = None,
     texts: Annotated[TextSet | None, Unset("the texts that come with Actiscope")] = None,
     seed: int = 0,
 ) -> Table:
@@ -75,9 +76,8 @@ def compare_steering(
 
     Returns:
         Table with a row per way, the plain model first, then the interventions in force, if there are any, and the
-        instruction: the mean behaviour score of the continuations and the share of them beyond the middle (where a
-        direction is known), the perplexity of ordinary text over the plain model's, KL, and the share of repeated runs
-        of 3 tokens.
+        instruction: the behaviour score as among the side effects (where a direction is known), the perplexity of
+        ordinary text over the plain model's, KL, and the share of repeated runs of 3 tokens.
 
     Raises:
         Unsuitable: a way that is no intervention, or does not fit the model.
@@ -98,13 +98,12 @@ def compare_steering(
         asked = Prompt(before + sample.text) if before else sample
         text = written(model, [asked] * seeds, n, temperature, range(seed, seed + seeds), "continuation")
         plain = text.after(own)
-        scores = [] if by is None else behaviour(model, by, plain).tolist()
-        numbers = [float(np.mean(scores)), float(np.mean([each > 0.5 for each in scores]))] if scores else []
+        numbers = [] if by is None else [float(by.scores(model, sample, plain).mean())]
         repeated = float(np.mean([repetition(text.tokens(row)) for row in range(seeds)]))
         return [*numbers, perplexity(model, texts, before), float(mean_divergence(model, plain).mean()), repeated]
 
     def kept(before: str = "") -> tuple[float, ...]:
-        scored = None if by is None else (by[0].key, by[1])
+        scored = None if by is None else (by.direction.key, by.layer)
         key = ("compared", sample.text, before, n, seeds, temperature, scored, texts, seed)
         return model.cached(key, lambda: tuple(measured(before)))
 
@@ -121,7 +120,7 @@ def compare_steering(
                 for call in each:
                     stack.enter_context(_method(call)(model, sample, **call.settings))
                 rows[_distinct(_name(each, model), rows)] = kept()
-    columns = ("behaviour", "share that shows it") if by is not None else ()
+    columns = ("behaviour",) if by is not None else ()
     values = np.array(list(rows.values()), np.float64)
     values[:, len(columns)] /= values[0, len(columns)]
     return Table(tuple(rows), (*columns, "perplexity ratio", "KL", "repetition"), values, units="KL in nats")

@@ -13,7 +13,6 @@ from interp.methods.change._steering import Where, at_layer, pushed
 from interp.methods.reading._prompts import no_blocks
 from interp.methods.steering._meters import (
     TEXTS,
-    behaviour,
     judge,
     mean_divergence,
     ordinary,
@@ -76,8 +75,8 @@ def dose_response(
     Args:
         direction: Which direction; the model's first unless given.
         layer: After which layer.
-        measure: The behaviour score of the continuation as the unchanged model reads it, the perplexity of ordinary
-            text, the mean KL of the continuation from the unchanged model, or the share of repeated runs of 3 tokens.
+        measure: The behaviour score as among the side effects, the perplexity of ordinary text, the mean KL of the
+            continuation from the unchanged model, or the share of repeated runs of 3 tokens in it.
         largest: The strength at either end.
         steps: How many strengths; an odd number has 0 among them.
         unit: One "shift" moves negative examples onto positive ones, one "norm" is the mean length of the stream.
@@ -99,16 +98,16 @@ def dose_response(
 
     Misleads:
         A few seeds make a narrow band by chance. Where repetition or perplexity rise the score is that of broken text.
+        A score of what is expected next is known before anything is drawn, so it has no band.
     """
     found, at, v = at_layer(model, direction, layer)
     scale = 1.0 if unit == "shift" else found.fact("norm", at) / float(v.norm())
     if not np.isfinite(scale):
         raise Unsuitable(f"The file of {found.name} does not say how long the stream is; count in shifts.")
-    by = judge(model, direction or found.key, None) if measure == "behaviour" else None
-    if measure == "behaviour" and by is None:
-        raise Unsuitable(f"{found.name} knows no examples, so it gives no score; choose another measure.")
+    by = judge(model, found.key, None) if measure == "behaviour" else None
     strengths = np.linspace(-largest, largest, steps)
-    alike = 1 if measure == "perplexity" else seeds  # which is the same for every seed
+    begun = by is not None and not by.whole  # what the model is about to write is known before anything is drawn
+    alike = 1 if measure == "perplexity" or begun else seeds
     lines = torch.cat([v.expand(alike, -1), random_like(v, seeds, seed)])  # [line, d]
     draws = [*range(alike), *range(seeds)]
     rows = [(line, strength) for line in range(len(lines)) for strength in range(steps)]
@@ -123,11 +122,11 @@ def dose_response(
         else:
             with pushing(model, at, push, where):
                 text = written(
-                    model, [sample] * len(some), n, temperature, [seed + draws[line] for line, _ in some],
-                    "continuation" if measure == "KL" else "nothing",
+                    model, [sample] * len(some), 1 if begun else n, temperature,
+                    [seed + draws[line] for line, _ in some], "continuation" if measure == "KL" else "nothing",
                 )  # fmt: skip
             if by is not None:
-                values = behaviour(model, by, text)
+                values = by.scores(model, sample, text)
             elif measure == "KL":
                 values = mean_divergence(model, text)
             else:

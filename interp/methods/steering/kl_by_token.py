@@ -49,12 +49,11 @@ def kl_by_token(
         It is high where the plain model was sure of something else, and low where both are unsure, whatever was drawn.
     """
     own = continued(model, sample, n, temperature, seed)
-    plain, (stream,) = read(model, own, (model.layers - 1,), "all")
     assert own.logits is not None
-    ids = own.ids[0].tolist()
-    kl = divergence(plain[0], own.logits[0]) if hooks.in_force() else 0 * stream[0, 1:, 0].double()
-    shown = [index for index, each in enumerate(ids) if each >= 0]
-    values = np.concatenate([[0.0], kl.cpu().numpy()])[shown]
+    # where nothing is in force, two ways to compute the same would look like a change
+    plain = read(model, own, (), "all")[0] if hooks.in_force() else own.logits
+    kl = divergence(plain[0], own.logits[0])[own.ids[0, 1:] >= 0]
+    values = np.concatenate([[0.0], kl.cpu().numpy()])
     tokens, whole = model.tokens(sample.text), ""
     said = own.tokens(0)
     for index in range(len(said)):

@@ -14,7 +14,6 @@ from interp.methods.steering._meters import (
     perplexity,
     read,
     repetition,
-    score,
 )
 from interp.model import LanguageModel
 from interp.results import Table
@@ -30,8 +29,8 @@ PAPER = Paper(
 
 
 def passes(model: LanguageModel, n: int, **_: Any) -> tuple[float, float]:
-    """The continuation, ordinary texts, and both continuations read; without what is kept of the unchanged model."""
-    return n + 2 + TEXTS, 0
+    """The continuation read as well, and ordinary texts; without what is kept of the unchanged model."""
+    return n + 1 + TEXTS, 0
 
 
 @lens("Side effects", PAPER, needs=no_blocks, cost=passes)
@@ -42,7 +41,9 @@ def side_effects(
     n: Annotated[int, Range(1, 200)] = 24,
     temperature: Annotated[float, Range(0, 2)] = 1.0,
     direction: Annotated[str, DirectionName()] = "",
-    layer: Annotated[int | None, Range(0, 512), Unset("where it tells its examples best")] = None,
+    layer: Annotated[
+        int | None, Range(0, 512), Unset("the last, or where a direction of whole texts tells best")
+    ] = None,
     texts: Annotated[TextSet | None, Unset("the texts that come with Actiscope")] = None,
     seed: int = 0,
 ) -> Table:
@@ -53,8 +54,10 @@ def side_effects(
 
     p is what the unchanged model expects as the next token, q what the changed one does, of the same text. Perplexity
     is of ordinary texts: the first half of each stands for a prompt, the second for what is written after it. The
-    behaviour score is the mean over the continuation, 0 as in the direction's negative examples and 1 as in its
-    positive ones, as the unchanged model reads it: read by the changed one, a push would count as its own effect.
+    behaviour score is 0 as in the direction's negative examples and 1 as in its positive ones. A direction made of last
+    tokens tells what is expected next: 0 and 1 are what the unchanged model expects where the last token of the prompt
+    is held at these scores. One made of means over texts reads the continuation, by the unchanged model. So a push is
+    not taken for its own effect.
 
     Args:
         n: How many tokens to go on by.
@@ -79,21 +82,18 @@ def side_effects(
         Low KL on this prompt says nothing of others, and fluent text can be wrong: no meter here reads what it says.
     """
     by = judge(model, direction, layer)
-    at = (model.layers - 1, *(() if by is None else (by[1],)))
     own = continued(model, sample, n, temperature, seed)
     with hooks.alone():
         plain = continued(model, sample, n, temperature, seed)
         plain_perplexity = perplexity(model, texts)
-        key = ("continuation read", sample.text, n, temperature, seed, at)
-        plain_read = model.cached(key, lambda: read(model, plain, at, "all"))
-    # of what nothing has changed, two ways to compute it must not look like a change
-    logits, streams = read(model, own, at, "all") if hooks.in_force() else plain_read
-    changed_logits, changed_stream = (own.logits, own.stream) if hooks.in_force() else (logits, streams[0][:, :-1])
-    assert changed_logits is not None and changed_stream is not None
-    kl = divergence(logits[0], changed_logits[0])[own.ids[0, :-1] >= 0]
+    assert own.logits is not None and own.stream is not None
+    logits, stream = own.logits, own.stream
+    if hooks.in_force():  # or two ways to compute the same would look like a change
+        logits, (stream,) = read(model, own, (model.layers - 1,), "all")
+    kl = divergence(logits[0], own.logits[0])
     prompt = own.start - 1
     drawn = int(own.drawn.sum())
-    h, h_changed = streams[0][0, :-1].double(), changed_stream[0].double()
+    h, h_changed = stream[0, : kl.shape[0]].double(), own.stream[0].double()
     length = h.norm(dim=1).clamp(min=1e-30)
     cost = perplexity(model, texts)
     said = [each.tokens(0) for each in (plain, own)]
@@ -110,6 +110,5 @@ def side_effects(
         "distinct-2": (distinct(said[0], 2), distinct(said[1], 2)),
     }
     if by is not None:
-        mine, theirs = (score(by, each, text) for each, text in ((plain_read[1][1], plain), (streams[1], own)))
-        rows["behaviour"] = (float(mine[0]), float(theirs[0]))
+        rows["behaviour"] = (float(by.scores(model, sample, plain)[0]), float(by.scores(model, sample, own)[0]))
     return Table(tuple(rows), ("plain", "changed"), np.array(list(rows.values())), units="KL in nats")
