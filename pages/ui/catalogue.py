@@ -110,7 +110,8 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
             call = type(start.lens)(key, **opening(key, start))
             experiment = type(experiment)(experiment.model, experiment.sample, start.lens, (call,))
         elif method.family in PAGES:
-            wanted = type(start.lens)(key)
+            own = any(control.name == "feature" for control in method.controls) and start.view.feature is not None
+            wanted = type(start.lens)(key, **({"feature": start.view.feature} if own else {}))
             experiment = type(experiment)(experiment.model, experiment.sample, wanted)
         else:
             return item | {"wait": "numbers"}
