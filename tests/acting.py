@@ -80,6 +80,7 @@ IDENTITY: dict[str, dict[str, Any]] = {
 LOOKS: dict[str, dict[str, Any]] = {
     "attention_pattern": {"layer": 2},
     "acdc": {"threshold": 0.5},
+    "node_output": {"node": "mlp_out.0"},
     "verified_patching": {"verify": 3, "samples": 12},
 }
 """Settings under which a lens sees what every intervention does, in little time."""
