@@ -82,6 +82,10 @@ LOOKS: dict[str, dict[str, Any]] = {
     "acdc": {"threshold": 0.5},
     "node_output": {"node": "mlp_out.0"},
     "verified_patching": {"verify": 3, "samples": 12},
+    "side_effects": {"n": 3},
+    "kl_by_token": {"n": 3},
+    "dose_response": {"measure": "KL", "n": 2, "seeds": 1, "steps": 3},
+    "compare_steering": {"n": 2, "seeds": 1},
 }
 """Settings under which a lens sees what every intervention does, in little time."""
 

@@ -115,7 +115,8 @@ def language_jobs(model: LanguageModel) -> dict[str, Job]:
                 few = name == "plain" or (name in FEW and method.key not in MANY)
                 few = few or (name == "ablate_feature" and method.family == "features")
                 few = few or (name == "transport_replace" and method.family == "transport")
-                if method.family not in ("circuits", "features", "transport") or few:
+                few = few or (name == "steer" and method.family == "steering")
+                if method.family not in ("circuits", "features", "transport", "steering") or few:
                     jobs[f"{method.key} / {name} / {index}"] = lambda b=block, p=prompt, m=method: run(  # type: ignore[misc]
                         b, lambda: m(model, fitting(m, Prompt(p)))
                     )
