@@ -40,11 +40,25 @@ UNITS = {"behaviour": "behaviour score", "perplexity": "perplexity", "KL": "KL (
 
 
 def passes(
-    model: LanguageModel, steps: int, seeds: int, n: int, measure: Measure, texts: TextSet | None, **_: Any
+    model: LanguageModel,
+    direction: str,
+    steps: int,
+    seeds: int,
+    n: int,
+    measure: Measure,
+    texts: TextSet | None,
+    **_: Any,
 ) -> tuple[float, float]:
     """The direction and as many random ones as seeds, at every strength; perplexity draws nothing."""
     if measure == "perplexity":
         return steps * (1 + seeds) * (TEXTS if texts is None else min(TEXTS, len(texts.texts))), 0
+    if measure == "behaviour":
+        try:
+            by = judge(model, direction, None)
+        except Unsuitable:
+            return 0, 0  # it will be refused
+        if by is not None and not by.whole:
+            return steps * (1 + seeds), 0
     return 2 * steps * seeds * (n + (measure != "repetition")), 0
 
 
