@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from interp import Unsuitable
 from interp.hooks import Block, here
 from interp.method import DirectionName, Positions, Range, Unset, intervention
 from interp.methods.change._places import positions_of
@@ -93,10 +92,8 @@ def conditional_steer(
         return h
 
     def push(h: Tensor) -> Tensor:
-        met = [here().scratch.get(key) for key in kept]
-        if any(each is None for each in met):
-            raise Unsuitable("The condition's layer is skipped here; read it after another.")
-        return torch.where(rules(met)[:, None, None], h + scale * v.to(h), h)  # type: ignore[arg-type]
+        met = rules([here().scratch[key] for key in kept])
+        return torch.where(met[:, None, None], h + scale * v.to(h), h)
 
     layers = sorted({each.layer for each in conditions})
     edits: dict[Site | str, Callable[[Tensor], Tensor]] = {
