@@ -37,7 +37,7 @@ def kl_by_token(
 
     Returns:
         A score for each token of the prompt and of the continuation, in nats; 0 for the first, which nothing expects.
-        `score` is the mean over all others.
+        The end of the text is the last of them, where it was reached. `score` is the mean over all but the first.
 
     Raises:
         Unsuitable: no room after the prompt.
@@ -52,8 +52,7 @@ def kl_by_token(
     assert own.logits is not None
     # where nothing is in force, two ways to compute the same would look like a change
     plain = read(model, own, (), "all")[0] if hooks.in_force() else own.logits
-    kl = divergence(plain[0], own.logits[0])[own.ids[0, 1:] >= 0]
-    values = np.concatenate([[0.0], kl.cpu().numpy()])
+    values = np.concatenate([[0.0], divergence(plain[0], own.logits[0]).cpu().numpy()])
     tokens, whole = model.tokens(sample.text), ""
     said = own.tokens(0)
     for index in range(len(said)):
@@ -61,4 +60,6 @@ def kl_by_token(
         longer = whole if longer.endswith("\ufffd") and index + 1 < len(said) else longer
         tokens.append(longer[len(whole) :])
         whole = longer
+    if len(values) > len(tokens):
+        tokens.append(model.token_text(model.tokenizer.eos_token_id))
     return TokenScores(tuple(tokens), values, "what comes next", "nats", float(values[1:].mean()))
