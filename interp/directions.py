@@ -50,8 +50,11 @@ class Direction:
 
     @property
     def best(self) -> int:
-        """The layer whose held-out accuracy is highest, the lowest of equals; the middle one where none is known."""
-        accuracy = self.facts.get("accuracy")
+        """The layer that tells best, the lowest of equals; the middle one where that is not known.
+
+        By held-out accuracy, or by the held-out F1 of what was fitted as a condition.
+        """
+        accuracy = self.facts.get("f1", self.facts.get("accuracy"))
         if accuracy is None or np.isnan(accuracy).all():
             return self.layers[len(self.layers) // 2]
         return self.layers[int(np.nanargmax(accuracy))]

@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp import Unsuitable, directions
+from interp import Unsuitable, directions, progress
 from interp.directions import Direction
 from interp.method import Paper
-from interp.methods.steering._contrast import FOLDS, Make, Streams
+from interp.methods.steering._contrast import BATCH, FOLDS, Make, Streams
 from interp.model import LanguageModel
+from interp.sites import Site
 
 CAST = Paper(
     "Lee, Bruce W. and Padhi, Inkit and Ramamurthy, Karthikeyan Natesan and Miehling, Erik and Dognin, Pierre and "
@@ -59,6 +60,27 @@ def mean_of(h: Float[Tensor, "batch position d"], counts: Bool[Tensor, "#batch p
     """The mean over the tokens that count, float32; what stands at the others may be anything."""
     chosen = counts.unsqueeze(-1)
     return torch.where(chosen, h.float(), 0.0).sum(1) / chosen.sum(1).clamp(min=1)
+
+
+def prompt_means(model: LanguageModel, texts: Sequence[str], layers: Sequence[int]) -> Float[Tensor, "text layer d"]:
+    """The mean stream of each text after these layers, as the interventions in force leave it, on the CPU."""
+    sites = [Site("resid_post", layer) for layer in layers]
+    special = torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.long, device=model.device)
+
+    def read() -> Tensor:
+        out: list[Tensor] = [torch.empty(0)] * len(texts)
+        order = sorted(range(len(texts)), key=lambda each: len(texts[each]))
+        for some in progress.track([order[at : at + BATCH] for at in range(0, len(order), BATCH)], "reading examples"):
+            ids = model.inputs([texts[each] for each in some], cut=True)
+            with torch.no_grad(), model.record(sites, every=True) as found:
+                model(ids, keep=1)
+            counts = counted(ids >= 0, torch.isin(ids, special))
+            means = torch.stack([mean_of(found[site][-1], counts) for site in sites], 1).cpu()
+            for number, each in zip(some, means, strict=True):
+                out[number] = each
+        return torch.stack(out)
+
+    return model.cached(("mean streams", tuple(texts), tuple(layers)), read)
 
 
 def counted(known: Bool[Tensor, "batch position"], special: Bool[Tensor, "batch position"]) -> Bool[Tensor, ...]:
@@ -201,7 +223,7 @@ def kind_of(direction: Direction) -> str:
 
 
 def best_layer(direction: Direction, last: int) -> int:
-    """The layer up to `last` where it tells best: by held-out F1, or accuracy; the lowest of equals.
+    """The layer up to `last` where it tells best: as `Direction.best` does.
 
     Raises:
         Unsuitable: it is known after later layers only.
@@ -212,11 +234,9 @@ def best_layer(direction: Direction, last: int) -> int:
             f"{direction.name} is known from layer {direction.layers[0]} on, above the layer that is steered "
             f"({last}); steer a later layer, or choose another condition."
         )
-    for fact in ("f1", "accuracy"):
-        known = [(direction.fact(fact, each), -each) for each in layers if not np.isnan(direction.fact(fact, each))]
-        if known:
-            return -max(known)[1]
-    return layers[len(layers) // 2]
+    which = "f1" if "f1" in direction.facts else "accuracy"
+    told = [found if not np.isnan(found := direction.fact(which, each)) else -1.0 for each in layers]
+    return layers[int(np.argmax(told))] if max(told) >= 0 else layers[len(layers) // 2]
 
 
 def condition_of(
