@@ -34,6 +34,7 @@ def acting(model: Any, text: str = "The cat sat on the mat") -> dict[str, dict[s
         "project_out": {"layer": 0, "share": 1.0},
         "clamp_direction": {"layer": 0, "value": 3.0},
         "inject_task": {"share": 1.0},
+        "lf_steer": {"consistent": TextSet(("a cat sat",)), "inconsistent": TextSet(("My Dog?",)), "strength": 3.0},
         "conditional_steer": {"layer": 0, "strength": 2.0, "condition_layer": 0, "threshold": -1.0},
     }
 
@@ -73,6 +74,7 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "project_out": {"share": 0.0},
     "clamp_direction": {"value": None},
     "inject_task": {"share": 0.0},
+    "lf_steer": {"strength": 0.0},
     "conditional_steer": {"strength": 0.0},
 }
 """Settings under which an intervention enters nothing."""
