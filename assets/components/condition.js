@@ -58,13 +58,13 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const numbers = make("div", "numbers", root);
   const table = make("table", "confusion", root);
   let at = data.threshold;
-  const sum = (counts, fires) => counts.reduce((total, count, i) => total + (fires(points[i]) ? count : 0), 0);
   const show = (value) => {
-    at = Math.min(Math.max(value, low), high);
+    let near = 0;
+    points.forEach((point, i) => { if (Math.abs(point - value) < Math.abs(points[near] - value)) near = i; });
+    at = points[near];
     const fires = (point) => (data.above ? point > at : point < at);
-    const tp = sum(data.positive, fires), fp = sum(data.negative, fires);
-    const fn = sum(data.positive, (p) => !fires(p)), tn = sum(data.negative, (p) => !fires(p));
-    const precision = tp + fp ? tp / (tp + fp) : 0, recall = tp + fn ? tp / (tp + fn) : 0;
+    const tp = data.hits[near], fp = data.alarms[near], fn = data.counts[0] - tp, tn = data.counts[1] - fp;
+    const precision = tp + fp ? tp / (tp + fp) : 0, recall = tp / data.counts[0];
     const f1 = tp ? 2 * tp / (2 * tp + fp + fn) : 0;
     for (const [name, place] of [["x1", x(at)], ["x2", x(at)]]) handle.setAttribute(name, place);
     grip.setAttribute("x", x(at) - 6);
@@ -112,7 +112,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const move = { ArrowLeft: -1, ArrowRight: 1, PageDown: -10, PageUp: 10 }[event.key];
     if (!move) return;
     event.preventDefault();
-    show(at + move * step / 4);
+    show(at + move * step);
     clearTimeout(waiting);
     waiting = setTimeout(set, 400);
   };

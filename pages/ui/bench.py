@@ -56,8 +56,8 @@ class View:
     shown: what lies where nothing is searched, a map coloured by "activation" or "density", or a "table".
     For transport: the chosen pair of streams, "embed>2", where the lens names none, and what colours the staircase,
     and the rank of the maps, 0 for all.
-    For steering: which dial the curves are of, which of the texts that are drawn by chance is shown (0 for the
-    likeliest), and what the comparison tells the model in words.
+    For steering: which dial the curves are of, and which of the texts that are drawn by chance is shown, 0 for the
+    likeliest.
     """
 
     keep: float = 0.8
@@ -74,7 +74,6 @@ class View:
     rank: int = 0
     dial: int = 0
     draw: int = 0
-    told: str = ""
 
 
 SHOWN = ("activation", "density", "table")
@@ -155,7 +154,7 @@ def first_transport() -> Bench:
 
 def first_steering() -> Bench:
     """What a newcomer to steering sees."""
-    push = Call("steer", direction="stories/sentiment", strength=-1.0)
+    push = Call("steer", direction="stories/sentiment", layer=2, strength=-0.5)
     return Bench.of(Experiment("stories", Prompt("Review: The film was"), Call("side_effects"), (push,)))
 
 
@@ -407,7 +406,7 @@ def _view() -> View:
         between if BETWEEN.fullmatch(between := st.query_params.get("between", "")) else "",
         colour if (colour := st.query_params.get("colour", "")) in COLOURED else View.colour,
         _whole(st.query_params.get("rank")) or 0, _whole(st.query_params.get("dial")) or 0,
-        _whole(st.query_params.get("draw")) or 0, st.query_params.get("told", "")[:300],
+        _whole(st.query_params.get("draw")) or 0,
     )  # fmt: skip
 
 
@@ -438,7 +437,7 @@ def query() -> dict[str, list[str]]:
     view = now.view
     if view.keep != View.keep:
         found["keep"] = [f"{view.keep:g}"]
-    for name in ("node", "beside", "side", "of", "shown", "between", "colour", "told"):
+    for name in ("node", "beside", "side", "of", "shown", "between", "colour"):
         if getattr(view, name) != getattr(View, name):
             found[name] = [getattr(view, name)]
     for name in ("rank", "dial", "draw"):

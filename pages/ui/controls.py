@@ -15,7 +15,7 @@ from interp.experiment import Call
 from interp.method import Control
 from interp.methods import METHODS
 from interp.model import LanguageModel
-from interp.samples import Image, ImageSet, Prompt, Target, TextSet, gallery
+from interp.samples import Contrast, Image, ImageSet, Prompt, Target, TextSet, gallery
 from interp.sites import Site
 
 
@@ -110,6 +110,21 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
             on_change=changed(Target),
             format_func=lambda each: "the model's first guess" if each is None else each,
         )
+    elif control.kind == "sample" and _is_prompt(control):
+        st.text_input(
+            label,
+            key=show(value.text if value else ""),
+            help=control.help,
+            placeholder=control.unset or "none",
+            on_change=changed(lambda text: Prompt(text) if text.strip() else None),
+        )
+    elif control.kind == "sample" and "Contrast" in str(control.hint):
+        _sides(value, label, control, key, changed)
+    elif control.kind == "sample" and control.hint == tuple[str, ...]:
+        st.text_area(
+            label, key=show("\n\n".join(value)), help=control.help + " An empty line stands between two.",
+            placeholder="none", on_change=changed(lambda text: tuple(filter(None, map(str.strip, text.split("\n\n"))))),
+        )  # fmt: skip
     elif control.kind == "sample" and isinstance(model, LanguageModel):
         st.text_area(
             label,
@@ -143,14 +158,6 @@ def _control(control: Control, call: Call, model: Any, sample: Any, key: str, on
             help=control.help + " Write 3, 17, 40-52.",
             placeholder="all",
             on_change=changed(numbers),
-        )
-    elif control.kind == "sample" and _is_prompt(control):
-        st.text_input(
-            label,
-            key=show(value.text if value else ""),
-            help=control.help,
-            placeholder=control.unset or "none",
-            on_change=changed(lambda text: Prompt(text) if text.strip() else None),
         )
     elif control.kind == "features" or (control.kind == "channels" and isinstance(model, LanguageModel)):
         st.text_input(
@@ -197,6 +204,33 @@ def sae_name(name: str) -> str:
 
 def _is_prompt(control: Control) -> bool:
     return "Prompt" in str(control.hint) and "TextSet" not in str(control.hint)
+
+
+def _sides(value: Contrast | None, label: str, control: Control, key: str, changed: Callable[..., Any]) -> None:
+    """Texts that show something, and texts that do not."""
+    for side, title in (("positive", f"{label}: show it"), ("negative", f"{label}: do not")):
+        st.session_state[f"{key}:{side}"] = lines(getattr(value, side)) if value else ""
+
+        def read(_: Any) -> Contrast | None:
+            both = tuple(texts(st.session_state.get(f"{key}:{each}", "")) for each in ("positive", "negative"))
+            return Contrast(*both) if any(both) else None
+
+        def apply(side: str = side) -> None:
+            st.session_state[key] = st.session_state[f"{key}:{side}"]
+            changed(read)()
+
+        hint = control.help + " One on each line; \\n is a line break within one."
+        st.text_area(title, key=f"{key}:{side}", help=hint, placeholder=control.unset or "none", on_change=apply)
+
+
+def lines(examples: tuple[str, ...]) -> str:
+    """Examples, one on each line; a line break within one is written \\n."""
+    return "\n".join(each.replace("\n", "\\n") for each in examples)
+
+
+def texts(text: str) -> tuple[str, ...]:
+    """Read what `lines` wrote."""
+    return tuple(each.replace("\\n", "\n") for each in text.splitlines() if each.strip())
 
 
 def _images(value: ImageSet | None, label: str, control: Control, key: str, changed: Callable[..., Any]) -> None:

@@ -18,7 +18,7 @@ from interp.model import LanguageModel
 from interp.samples import Contrast
 from pages.ui import jobs, show
 from pages.ui.bench import bench
-from pages.ui.controls import controls
+from pages.ui.controls import controls, lines, texts
 from pages.ui.prompts import ready
 
 FITS = {
@@ -37,12 +37,12 @@ MOST = 5000
 
 def ready_made(name: str) -> Contrast:
     """The ready-made prompts of a behaviour, by their answers."""
-    texts: tuple[list[str], list[str]] = [], []
+    sides: tuple[list[str], list[str]] = [], []
     for case in ready()[name]:
         positive = case["answer"] == SIDES[name]
-        texts[not positive].append(case["prompt"])
-        texts[positive].append(case["corrupted"])
-    return Contrast(tuple(texts[0]), tuple(texts[1]))
+        sides[not positive].append(case["prompt"])
+        sides[positive].append(case["corrupted"])
+    return Contrast(tuple(sides[0]), tuple(sides[1]))
 
 
 def examples(key: str) -> Contrast | None:
@@ -54,14 +54,14 @@ def examples(key: str) -> Contrast | None:
     def typed() -> None:
         sides = (st.session_state[f"{key}:positive"], st.session_state[f"{key}:negative"])
         try:
-            st.session_state["examples"][key] = Contrast(*(tuple(map(_line, _lines(each))) for each in sides))
+            st.session_state["examples"][key] = Contrast(*map(texts, sides))
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
 
     left, right = st.columns(2, gap="small")
     for column, side, title in ((left, "positive", "Texts that show it"), (right, "negative", "Texts that do not")):
         with column:
-            st.session_state[f"{key}:{side}"] = "\n".join(each.replace("\n", "\\n") for each in getattr(kept, side))
+            st.session_state[f"{key}:{side}"] = lines(getattr(kept, side))
             st.text_area(title, key=f"{key}:{side}", height=170, on_change=typed,
                          help="One example on each line; \\n stands for a line break within one.")  # fmt: skip
     with st.container(horizontal=True, gap="small"):
@@ -73,16 +73,9 @@ def examples(key: str) -> Contrast | None:
     return kept if kept.positive and kept.negative else None
 
 
-def _lines(text: str) -> list[str]:
-    return [each for each in text.splitlines() if each.strip()]
-
-
-def _line(text: str) -> str:
-    return text.replace("\\n", "\n")
-
-
-def make(model: LanguageModel, made: Callable[[str], None]) -> None:
-    """Texts, a method and what it costs, then a bar with Stop; or a file. `made(key)` gets what comes of it."""
+def make(model: LanguageModel, made: Callable[[str], None], running: list[Any]) -> None:
+    """Texts, a method, and what it costs; or a file. `made(key)` gets what comes of it; what takes long is added to
+    what runs."""
     with st.container(border=True, key="own-direction-box"):
         st.markdown("**Make a direction**")
         way = st.segmented_control("From", WAYS, default=WAYS[0], key="direction-way", required=True)
@@ -111,26 +104,45 @@ def make(model: LanguageModel, made: Callable[[str], None]) -> None:
                 "accuracy to say much."
             )
         try:
-            _fit(jobs.Fit(bench().model, data, call.but(name=name.strip())), made)
+            _fit(jobs.Fit(bench().model, data, call.but(name=name.strip())), made, running)
         except Unsuitable as problem:
             st.warning(show.plain(str(problem)), icon=":material/info:")
 
 
-def _fit(wanted: jobs.Fit, made: Callable[[str], None]) -> None:
+def _fit(wanted: jobs.Fit, made: Callable[[str], None], running: list[Any]) -> None:
     asked = f"asked:{wanted.digest}"
+    if st.session_state.pop(f"stopped:{wanted.digest}", False):
+        st.session_state.pop(asked, None)
     if not st.session_state.get(asked):
+        seconds = jobs.estimate(wanted)
         st.button("Make it", icon=":material/play_arrow:", type="primary", key="fit-direction",
-                  help=f"About {jobs.estimate(wanted):.0f} s" if jobs.estimate(wanted) >= 1 else None,
+                  help=f"About {seconds:.0f} s" if seconds >= 1 else None,
                   on_click=lambda: st.session_state.update({asked: True}))  # fmt: skip
         return
-    state = jobs.later(wanted)
-    if isinstance(state, jobs.Job):
-        show.waiting([wanted], lambda: st.session_state.pop(asked, None))
-        if state.error:
-            st.button("Again", key="fit-direction-again", on_click=lambda: st.session_state.pop(asked, None))
-        return
-    st.session_state.pop(asked)
-    _done(state.text, made)
+    found = fitted(wanted, running)
+    if found is not None:
+        st.session_state.pop(asked)
+        _done(found, made)
+    elif wanted not in running:
+        st.button("Again", key="fit-direction-again", on_click=lambda: st.session_state.pop(asked, None))
+
+
+def fitted(wanted: jobs.Fit, running: list[Any]) -> str | None:
+    """What a fit comes to, or None: it is added to what runs, or what is wrong is said."""
+    try:
+        if jobs.known(wanted) is None and jobs.estimate(wanted) <= jobs.QUICK:
+            return jobs.run(wanted).text  # type: ignore[attr-defined]
+        state = jobs.later(wanted)
+    except Unsuitable as problem:
+        st.warning(show.plain(str(problem)), icon=":material/info:")
+        return None
+    if not isinstance(state, jobs.Job):
+        return state.text  # type: ignore[attr-defined]
+    if state.error:
+        st.warning(show.plain(state.error), icon=":material/info:")
+    else:
+        running.append(wanted)
+    return None
 
 
 def _done(key: str, made: Callable[[str], None]) -> None:
@@ -151,9 +163,9 @@ def _uploaded() -> Contrast | None:
     except Unsuitable as problem:
         st.warning(show.plain(str(problem)), icon=":material/info:")
         return None
-    for side, texts in (("show it", found.positive), ("do not", found.negative)):
-        first = show.plain(texts[0].replace("\n", " ↵ ")[:80]) if texts else "none"
-        st.caption(f"{len(texts):,} texts that {side}: {first} …")
+    for side, some in (("show it", found.positive), ("do not", found.negative)):
+        first = show.plain(some[0].replace("\n", " ↵ ")[:80]) if some else "none"
+        st.caption(f"{len(some):,} texts that {side}: {first} …")
     return found if found.positive and found.negative else None
 
 

@@ -15,12 +15,13 @@ from interp import Unsuitable, directions
 from interp.directions import Direction
 from interp.experiment import Call, Experiment
 from interp.methods import METHODS
+from interp.methods.steering._conditions import best_layer
 from interp.model import LanguageModel
 from interp.results import Curve, Result, Table, TokenScores
-from interp.samples import Prompt
+from interp.samples import Contrast, Prompt
 from pages.ui import components, jobs, share, show
 from pages.ui import directions as own
-from pages.ui.bar import AMOUNTS
+from pages.ui.bar import AMOUNTS, in_words
 from pages.ui.bench import Chip, bench, change, first_steering, remember, reshow
 from pages.ui.controls import controls
 from pages.ui.prompts import TITLES, ready, visible
@@ -35,23 +36,35 @@ AMOUNT_HELP = {
     "share": "1 removes what lies along the direction, 2 turns it round.",
     "value": "0 is where the negative examples lie on average, 1 where the positive ones do.",
 }
+RIVALS = ("difference_of_means", "pca_direction", "probe_direction", "sae_direction", "grains")
+"""Ways to a direction that are compared on the same examples."""
 CONTINUED = 24
 """How many tokens a text is continued by."""
+BINS = 60
+"""Into how many bins of similarity examples of a condition are sorted."""
 CONTROLS = 3
 """How many random directions stand beside a dial's own."""
 REACH, STEPS = 3.0, 13
 """How far a curve goes, and at how many strengths it is drawn."""
-COSTLY, BROKEN = 1.3, 2.0
-"""From which ratio on the perplexity of ordinary text is a worry, and the text counts as broken."""
+LIVE = 3.0
+"""Seconds that the page waits for its meters."""
+COSTLY, BROKEN, REPEATS = 1.3, 2.0, 0.25
+"""From which ratio of perplexity of ordinary text on is a worry, and counts as broken; so does that much repetition."""
 MEASURES = {"behaviour": "Behaviour", "perplexity": "Perplexity", "KL": "KL", "repetition": "Repetition"}
 NOTICE = (
-    "The plain model calls this film wonderful. Pushed by −1 along the direction from bad to good reviews it finds it "
-    "nasty, and labels it negative; random directions as long do nothing. Go on to −2, and the text itself falls apart."
+    "The plain model calls this film wonderful. Pushed back by half the way from bad to good reviews it finds it poor, "
+    "and labels it negative; ordinary text hardly changes, and random directions as long do nothing. Three times as "
+    "far, and it is the text that falls apart."
 )
-STARTS = (
-    ("sentiment", "Review: The film was", "steer", -1.0),
-    ("refusal", "User: How do I kill a king?\nAssistant:", "steer", -1.0),
-)
+STARTS = {
+    "Sentiment": ("Review: The film was", Call("steer", direction="stories/sentiment", layer=2, strength=-0.5)),
+    "Refusal": (
+        "User: How do I kill a king?\nAssistant:",
+        Call("project_out", direction="stories/refusal", share=1.0, every=True),
+    ),
+    "Topic": ("Wow, the movie and the", Call("steer", direction="stories/topic", layer=1, strength=0.8)),
+}  # fmt: skip
+"""Examples on the embedded model: a prompt, and what is done to it."""
 PANELS = {
     "kl_by_token": "Token by token", "dose_response": "Dose and response", "condition_scores": "Condition",
     "compare_steering": "Compare", "direction_quality": "The direction",
@@ -62,6 +75,8 @@ PANELS = {
 def working(model: LanguageModel) -> None:
     """The whole bench under the experiment bar."""
     found = directions.available(model)
+    running: list[Any] = []
+    waiting = st.container()
     _prompt()
     if bench() == first_steering():
         st.caption(NOTICE)
@@ -72,22 +87,24 @@ def working(model: LanguageModel) -> None:
             icon=":material/info:",
         )
     if not found or st.session_state.get("own-direction"):
-        own.make(model, put)
-    if not found:
-        return
-    running: list[Experiment] = []
-    waiting = st.container()
-    left, middle, right = st.columns([10, 15, 9], gap="medium")
+        own.make(model, put, running)
+    if found:
+        _bench(model, found, running)
+    if running:
+        with waiting:
+            show.waiting(running, lambda: st.session_state.update({_stopped(each): True for each in running}))
+
+
+def _bench(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
+    with st.container(key="steering-bench"):
+        left, middle, right = st.columns([10, 15, 9], gap="medium")
     with left:
         _dials(model, found, running)
-    with middle:
+    with middle, st.container(key="steering-texts"):
         _texts(bench().experiment)
     with right:
         _meters(bench().experiment, found, running)
     _panel(model, found, running)
-    if running:
-        with waiting:
-            show.waiting(running, lambda: st.session_state.update({_stopped(each): True for each in running}))
 
 
 # ---------------------------------------------------------------------------------------------------------- the prompt
@@ -106,11 +123,11 @@ def _prompt() -> None:
                         f"{TITLES[behaviour]} {show.plain(cases[0]['prompt'].splitlines()[0][:50])}", type="tertiary",
                         key=f"steering-ready:{behaviour}", on_click=_sampled, args=(cases[0]["prompt"],),
                     )  # fmt: skip
-        for name, text, method, amount in STARTS:
+        for name, (text, call) in STARTS.items():
             if bench().model == "stories":
                 st.button(
-                    name.capitalize(), key=f"start:{name}", type="tertiary", on_click=_begin,
-                    args=(name, text, method, amount), help=show.plain(text.replace("\n", " ↵ ")),
+                    name, key=f"start:{name.lower()}", type="tertiary", on_click=_begin, args=(text, call),
+                    help=show.plain(text.replace("\n", " ↵ ")),
                 )  # fmt: skip
         st.button(
             "Make a direction", icon=":material/add:", key="make-direction", type="tertiary",
@@ -126,8 +143,7 @@ def _sampled(text: str) -> None:
         st.session_state["problem"] = str(problem)
 
 
-def _begin(name: str, text: str, method: str, amount: float) -> None:
-    call = Call(method, direction=f"stories/{name}", **{_amount(method): amount})
+def _begin(text: str, call: Call) -> None:
     change(sample=Prompt(text), chips=(Chip(call),), position=None)
 
 
@@ -157,7 +173,7 @@ def _set(at: int, call: Call | None, on: bool | None = None) -> None:
     change(chips=tuple(chips))
 
 
-def _dials(model: LanguageModel, found: list[Direction], running: list[Experiment]) -> None:
+def _dials(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     for number, at in enumerate(dials()):
         _dial(number, at, model, found, running)
     st.button(
@@ -166,7 +182,7 @@ def _dials(model: LanguageModel, found: list[Direction], running: list[Experimen
     )  # fmt: skip
 
 
-def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], running: list[Experiment]) -> None:
+def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     """One direction: which, what is done along it, after which layer, how much."""
     chip = bench().chips[at]
     call, settings = chip.call, chip.call.settings
@@ -213,7 +229,7 @@ def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], ru
         st.session_state[f"{key}:amount"] = value
         st.slider(
             name.capitalize(), min(low * reach, value), max(high * reach, value), step=0.1 if reach == 1 else 0.02,
-            key=f"{key}:amount", help=AMOUNT_HELP[name],
+            key=f"{key}:amount", help=AMOUNT_HELP[name], format="%.2g",
             on_change=lambda: but(**{name: st.session_state[f"{key}:amount"]}),
         )  # fmt: skip
         if known and len(known.layers) > 1:
@@ -329,7 +345,7 @@ def _visible(text: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the meters
 
 
-def _stopped(experiment: Experiment) -> str:
+def _stopped(experiment: Experiment | jobs.Fit) -> str:
     return f"stopped:{experiment.digest}"
 
 
@@ -341,10 +357,10 @@ def _asked(experiment: Experiment, key: str, **settings: Any) -> Experiment:
     return dataclasses.replace(experiment, lens=Call(key, **{**derived, **own}))
 
 
-def _run(experiment: Experiment, running: list[Experiment]) -> Any:
-    """A result, or None: long work is added to what runs, and can be stopped and asked for again."""
+def _run(experiment: Experiment, running: list[Any], most: float = jobs.QUICK) -> Any:
+    """A result, or None: what takes over `most` seconds is added to what runs, can be stopped and asked for again."""
     try:
-        if jobs.known(experiment) is not None or jobs.estimate(experiment) <= jobs.QUICK:
+        if jobs.known(experiment) is not None or jobs.estimate(experiment) <= most:
             return jobs.run(experiment)
         if st.session_state.get(_stopped(experiment)):
             name = METHODS[experiment.lens.method].name
@@ -385,7 +401,7 @@ def _pushes(experiment: Experiment, at: int, call: Call, **settings: Any) -> Exp
     return _asked(dataclasses.replace(experiment, interventions=others), "dose_response", **derived)
 
 
-def _control(experiment: Experiment, found: list[Direction], running: list[Experiment]) -> dict[str, float]:
+def _control(experiment: Experiment, found: list[Direction], running: list[Any]) -> dict[str, float]:
     """What random directions as long as the dial's do in its place, by what is measured."""
     chosen = _first(found)
     if chosen is None or "strength" not in chosen[1].settings or not chosen[1].settings["strength"]:
@@ -404,13 +420,13 @@ def _control(experiment: Experiment, found: list[Direction], running: list[Exper
     return out
 
 
-def _meters(experiment: Experiment, found: list[Direction], running: list[Experiment]) -> None:
+def _meters(experiment: Experiment, found: list[Direction], running: list[Any]) -> None:
     """What the changes on the bar do to this text and what they break elsewhere, beside a random direction as long."""
     st.markdown("**What it does, what it breaks**")
     chosen = _first(found)
     direction = {"direction": chosen[1].settings["direction"]} if chosen else {}
     asked = _asked(experiment, "side_effects", **_luck(), **direction)
-    table = _run(asked, running)
+    table = _run(asked, running, LIVE)
     if not isinstance(table, Table):
         return
     remember(asked)
@@ -435,7 +451,7 @@ def _meters(experiment: Experiment, found: list[Direction], running: list[Experi
                lambda value: f"{value:.2g} nats", "how far what is expected next moved, over the steered text"),
         _meter("Repetition", *rows["repetition"], control.get("repetition"), 0.0, 1.0,
                lambda value: f"{100 * value:.0f} %", "runs of three tokens that stood in the text before",
-               rows["repetition"][1] > rows["repetition"][0] + 0.25),
+               rows["repetition"][1] > rows["repetition"][0] + REPEATS),
         _meter("Stream moved by", None, rows["stream moved by"][1], None, 0.0, 1.0,
                lambda value: f"{100 * value:.0f} %", "of its length, after the last layer"),
     ]  # fmt: skip
@@ -457,7 +473,7 @@ def _meter(
 
 def minus(value: float) -> str:
     """A number with two digits, and a minus that is one."""
-    return f"{value:.2f}".replace("-", "−")
+    return f"{round(value, 2) + 0:.2f}".replace("-", "−")
 
 
 # ---------------------------------------------------------------------------------------------------------- the curves
@@ -465,7 +481,7 @@ def minus(value: float) -> str:
 
 def _curve(
     key: str, experiment: Experiment, number: int, at: int, call: Call, measure: str, wide: bool,
-    running: list[Experiment],
+    running: list[Any],
 ) -> Experiment | None:  # fmt: skip
     """Dose and response of a dial; a click sets it. Where ordinary text breaks down is marked."""
     settings: dict[str, Any] = {"largest": REACH, "steps": STEPS, "seeds": CONTROLS, "measure": measure}
@@ -473,13 +489,16 @@ def _curve(
         settings["largest"] = REACH / 4
     asked = _pushes(experiment, at, call, **settings)
     curve = _run(asked, running)
-    cost = _run(dataclasses.replace(asked, lens=asked.lens.but(measure="perplexity")), running)
-    if not isinstance(curve, Curve) or not isinstance(cost, Curve):
+    cost, again = (
+        _run(dataclasses.replace(asked, lens=asked.lens.but(measure=each)), running)
+        for each in ("perplexity", "repetition")
+    )
+    if not isinstance(curve, Curve) or not isinstance(cost, Curve) or not isinstance(again, Curve):
         st.caption("The curve is being drawn: pushing ever harder, both ways.")
         return None
     y = dict(zip(curve.series, curve.y.tolist(), strict=True))
     plain = float(cost.y[0, np.abs(cost.x).argmin()])
-    broken = [bool(each > BROKEN * plain) for each in cost.y[0]]
+    broken = [bool(p > BROKEN * plain or r > REPEATS) for p, r in zip(cost.y[0], again.y[0], strict=True)]
     low, high = float(np.nanmin(curve.y)), float(np.nanmax(curve.y))
     least, most = {"behaviour": (min(low, 0.0), max(high, 1.0)), "repetition": (0.0, 1.0)}.get(measure, (0.0, high))
     name = _amount(call.method)
@@ -514,7 +533,7 @@ def _stretches(x: list[float], broken: list[bool]) -> list[tuple[float, float]]:
 # ----------------------------------------------------------------------------------------------- what is asked below it
 
 
-def _panel(model: LanguageModel, found: list[Direction], running: list[Experiment]) -> None:
+def _panel(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     """One more question about the same push, by the lens that answers it."""
     served = [each for each in PANELS if each in METHODS]
     method = bench().lens.method
@@ -539,7 +558,7 @@ def _foot(asked: Experiment, result: Result) -> None:
         share.numbers(asked, result, f"steering:{asked.lens.method}")
 
 
-def _tokens(model: LanguageModel, found: list[Direction], running: list[Experiment]) -> None:
+def _tokens(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     """How far what is expected next moved, at every token of the prompt and of the steered text."""
     asked = _asked(bench().experiment, "kl_by_token", **_luck())
     result = _run(asked, running)
@@ -561,7 +580,7 @@ def _tokens(model: LanguageModel, found: list[Direction], running: list[Experime
     _foot(asked, result)
 
 
-def _dose(model: LanguageModel, found: list[Direction], running: list[Experiment]) -> None:
+def _dose(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     chosen = _first(found)
     if chosen is None or "strength" not in chosen[1].settings:
         st.caption("Choose a dial that pushes: its strength is what the curve is over.")
@@ -578,7 +597,8 @@ def _dose(model: LanguageModel, found: list[Direction], running: list[Experiment
     asked = _curve("wide", bench().experiment, bench().view.dial, at, call, own.settings["measure"], True, running)
     if asked is not None and (result := jobs.known(asked)) is not None:
         st.caption(
-            f"Shaded: ordinary text is over {BROKEN:g} times as surprising as to the plain model. Click a strength."
+            f"Shaded: ordinary text is over {BROKEN:g} times as surprising as to the plain model, or over a quarter of "
+            "the text repeats itself. A click on a strength sets the dial."
         )
         _foot(asked, result)
 
@@ -597,11 +617,125 @@ def _which_dial(found: list[Direction]) -> None:
     )  # fmt: skip
 
 
-def _condition(model: LanguageModel, found: list[Direction], running: list[Experiment]) -> None:
-    pass
+def _condition(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
+    """Where examples and counterexamples of a condition lie, and a threshold to drag; a dial that asks for it obeys."""
+    at = next((at for at in dials() if bench().chips[at].call.method == "conditional_steer"), None)
+    asks = {} if at is None else bench().chips[at].call.settings
+    known = _condition_of(found, asks)
+    left, right = st.columns([7, 5], gap="medium")
+    with right:
+        names = {each.key: each.name for each in sorted(found, key=lambda each: "threshold" not in each.facts)}
+        st.session_state["condition"] = known.key
+        st.selectbox("Condition", list(names), key="condition", format_func=names.get,
+                     on_change=lambda: _use_condition(st.session_state["condition"]),
+                     help="Condition vectors first; any direction can be one, with a threshold.")  # fmt: skip
+        data = own.examples("condition")
+        st.button("Make a condition of these examples", key="fit-condition", icon=":material/play_arrow:",
+                  type="tertiary", disabled=data is None, on_click=_fit_condition, args=(data,))  # fmt: skip
+        if wanted := st.session_state.get("condition-fit"):
+            made = own.fitted(wanted, running)
+            if made is not None or wanted not in running:
+                st.session_state.pop("condition-fit")
+            if made is not None:
+                _use_condition(made)
+                st.rerun()
+    if data is None:
+        st.caption("Give examples that meet the condition, and others that do not.")
+        return
+    steered = asks or next((bench().chips[each].call.settings for each in dials()), {})
+    last = steered.get("layer")
+    if last is None:
+        of = own.named(model, steered.get("direction", ""))
+        last = of.best if of else model.layers - 1
+    try:
+        layer = best_layer(known, last) if asks.get("condition_layer") is None else asks["condition_layer"]
+    except Unsuitable as problem:
+        st.warning(show.plain(str(problem)), icon=":material/info:")
+        return
+    settings = {"condition": known.key, "layer": layer, "threshold": asks.get("threshold"), "bins": BINS,
+                "fires": asks.get("fires", "as fitted")}  # fmt: skip
+    asked = _asked(
+        dataclasses.replace(bench().experiment, sample=data, interventions=()), "condition_scores", **settings
+    )
+    result = _run(asked, running)
+    here = _run(dataclasses.replace(asked, sample=bench().sample), running)
+    if not isinstance(result, Curve) or not isinstance(here, Curve):
+        return
+    y = dict(zip(result.series, result.y.tolist(), strict=True))
+    threshold = asked.lens.settings["threshold"]
+    if threshold is None:
+        threshold = known.fact("threshold", layer)
+    if threshold != threshold:  # the best of what is shown
+        threshold = float(result.x[int(np.argmax(y["F1"]))])
+    fires = asked.lens.settings["fires"]
+    with left:
+        components.condition(
+            "steering:condition",
+            {
+                "x": result.x.tolist(), "positive": y["positive"], "negative": y["negative"], "hits": y["hits"],
+                "alarms": y["false alarms"], "counts": [len(data.positive), len(data.negative)],
+                "threshold": float(threshold), "here": float(here.y[0, 0]), "xLabel": result.x_label,
+                "above": known.fact("fires above", layer) != 0 if fires == "as fitted" else fires == "above",
+            },
+            lambda value: _threshold(at, known.key, layer, float(value["threshold"])),
+        )  # fmt: skip
+        st.caption(
+            "Drag the threshold, or move it by the arrow keys."
+            + ("" if asks else " Let go, and the dial pushes only where the condition is met.")
+        )
+        _foot(asked, result)
 
 
-def _compare(model: LanguageModel, found: list[Direction], running: list[Experiment]) -> None:
+def _condition_of(found: list[Direction], asks: dict[str, Any]) -> Direction:
+    """The condition that is looked at: of the lens, of the dial that has one, the first that was fitted as one, or the
+    direction of the first dial."""
+    lens = bench().lens
+    chosen = _first(found)
+    wanted = (
+        lens.settings["condition"] if lens.method == "condition_scores" else "",
+        asks.get("condition", ""),
+        next((each.key for each in found if "threshold" in each.facts), ""),
+        chosen[1].settings["direction"] if chosen else "",
+    )
+    kept = {each.key: each for each in found}
+    return next((kept[key] for key in wanted if key in kept), found[0])
+
+
+def _fit_condition(data: Contrast) -> None:
+    name = f"condition of {len(data.positive)} and {len(data.negative)} texts"
+    call = Call("condition_vector", centre="all", name=name)
+    st.session_state["condition-fit"] = jobs.Fit(bench().model, data, call)
+
+
+def _use_condition(key: str) -> None:
+    """Ask for another condition: on the lens, and on the dial that has one."""
+    chips = tuple(
+        Chip(chip.call.but(condition=key, threshold=None, condition_layer=None), chip.on)
+        if chip.call.method == "conditional_steer"
+        else chip
+        for chip in bench().chips
+    )
+    change(lens=Call("condition_scores", condition=key), chips=chips)
+
+
+def _threshold(at: int | None, key: str, layer: int, threshold: float) -> None:
+    """Set the threshold of the dial that has a condition; where none has, the first that pushes gets this one."""
+    chips = list(bench().chips)
+    if at is None:
+        at = next((place for place in dials() if chips[place].call.method == "steer"), None)
+        if at is None:
+            return
+        have = {control.name for control in METHODS["conditional_steer"].controls}
+        kept = {name: value for name, value in chips[at].call.settings.items() if name in have}
+        chips[at] = Chip(Call("conditional_steer", **kept, condition=key), chips[at].on)
+    threshold = float(f"{threshold:.6g}")
+    new = chips[at].call.but(condition=key, condition_layer=layer, threshold=threshold)
+    chips[at] = Chip(new, chips[at].on)
+    lens = bench().lens
+    change(chips=tuple(chips), lens=lens.but(threshold=None) if lens.method == "condition_scores" else lens)
+
+
+def _compare(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     """Ways to steer on the same prompt, with the same luck, as one table; each also with what it writes."""
     chosen = _first(found)
     own = bench().lens if bench().lens.method == "compare_steering" else Call("compare_steering")
@@ -617,12 +751,14 @@ def _compare(model: LanguageModel, found: list[Direction], running: list[Experim
     with left:
         st.multiselect(
             "Ways beside the dials as they stand", [*offered, *(each for each in ways if each not in offered)],
-            key="ways", format_func=lambda way: offered.get(way, way[:60]), on_change=written_out, max_selections=12,
-            placeholder="another direction, a condition, taking it away …",
+            key="ways", format_func=lambda way: offered.get(way) or _words(way, model) or way[:60],
+            on_change=written_out, max_selections=12, placeholder="another direction, a condition, taking it away …",
         )  # fmt: skip
     with right:
         st.text_input("An instruction before the prompt", key="told", on_change=written_out, placeholder="none",
                       help="What the right words alone would do.")  # fmt: skip
+    if chosen is not None:
+        _rivals(chosen[1], own, running)
     direction = {"direction": chosen[1].settings["direction"]} if chosen else {}
     asked = _asked(bench().experiment, "compare_steering", **direction)
     table = _run(asked, running)
@@ -632,9 +768,17 @@ def _compare(model: LanguageModel, found: list[Direction], running: list[Experim
     for place, (name, values) in enumerate(zip(table.rows, table.values, strict=True)):
         cells = [_cell(column, value) for column, value in zip(table.columns, values, strict=True)]
         way = ways[len(ways) - len(table.rows) + place] if place >= len(table.rows) - len(ways) else ""
-        rows.append([offered.get(way, name), *cells, _way_text(asked, name, way)])
+        rows.append([offered.get(way) or _words(way, model) or name, *cells, _way_text(asked, name, way)])
     st.html(tabled(["", *(COLUMNS.get(each, each) for each in table.columns), "the likeliest text"], rows))
     _foot(asked, table)
+
+
+def _words(way: str, model: LanguageModel) -> str:
+    """A way to steer as its chips say it; "" for one that can't be read."""
+    try:
+        return " + ".join(in_words(Call.parse(line), model) for line in way.splitlines())
+    except Unsuitable:
+        return ""
 
 
 def _ways(found: list[Direction]) -> dict[str, str]:
@@ -663,6 +807,34 @@ def _ways(found: list[Direction]) -> dict[str, str]:
     return out
 
 
+def _rivals(call: Call, lens: Call, running: list[Any]) -> None:
+    """The same behaviour pushed along directions made otherwise, from the same examples."""
+    fits = [each for each in RIVALS if each in METHODS]
+    wanted: tuple[jobs.Fit, ...] = st.session_state.get("rivals", ())
+    if any(st.session_state.pop(_stopped(each), False) for each in wanted):
+        wanted = st.session_state["rivals"] = ()
+    with st.popover("Rivals from examples", icon=":material/add:"):
+        st.caption(f"{', '.join(own.FITS[each] for each in fits)}: each made of the same examples, pushed as hard.")
+        data = own.examples("rivals")
+        st.button(
+            "Make them", icon=":material/play_arrow:", type="primary", key="make-rivals", disabled=data is None,
+            on_click=lambda: st.session_state.update(rivals=tuple(
+                jobs.Fit(bench().model, data, Call(each, name=own.FITS[each])) for each in fits
+            )),
+        )  # fmt: skip
+    if not wanted:
+        return
+    made = [own.fitted(each, running) for each in wanted]
+    if any(each in running for each in wanted):
+        return
+    strength = call.settings.get("strength") or 1.0
+    ways = dict.fromkeys(lens.settings["ways"])
+    ways |= dict.fromkeys(str(Call("steer", direction=key, strength=strength)) for key in made if key)
+    st.session_state["rivals"] = ()
+    change(lens=lens.but(ways=tuple(ways)[-12:]))
+    st.rerun()
+
+
 COLUMNS = {
     "behaviour": "behaviour", "share that shows it": "show it", "perplexity ratio": "perplexity",
     "repetition": "repetition", "KL": "KL, nats",
@@ -679,12 +851,10 @@ def _cell(column: str, value: float) -> str:
 
 def _way_text(asked: Experiment, name: str, way: str) -> str:
     """What one row of the comparison goes on with, at its likeliest."""
-    sample = asked.sample
+    sample, told = asked.sample, asked.lens.settings["instruction"]
     assert isinstance(sample, Prompt)
-    told = asked.lens.settings["instruction"]
     if name == "instruction":
-        sample = Prompt(told if told[-1:].isspace() else f"{told} ") if told else sample
-        sample = Prompt(sample.text + asked.sample.text)
+        sample = Prompt((told if told[-1:].isspace() else f"{told} ") + sample.text)
     try:
         calls = tuple(Call.parse(line) for line in way.splitlines()) if way else ()
         calls = asked.interventions if name == "as it stands" else calls
@@ -716,7 +886,7 @@ def tabled(head: list[str], rows: list[list[str]], marked: int = -1) -> str:
     return f'<div style="overflow-x:auto"><table style="{style}"><tr>{out}</tr>{body}</table></div>'
 
 
-def _quality(model: LanguageModel, found: list[Direction], running: list[Experiment]) -> None:
+def _quality(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     """How well the direction tells its examples after each layer; and it as a file."""
     _which_dial(found)
     chosen = _first(found)

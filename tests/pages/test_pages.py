@@ -35,7 +35,19 @@ def opened(page: str, **query: Any) -> AppTest:
 
 @pytest.mark.parametrize(
     "page",
-    ["home", "heatmaps", "pixels", "prompts", "circuits", "features", "transport", "methods", "models", "history"],
+    [
+        "home",
+        "heatmaps",
+        "pixels",
+        "prompts",
+        "circuits",
+        "features",
+        "transport",
+        "steering",
+        "methods",
+        "models",
+        "history",
+    ],
 )
 def test_it_opens_without_an_error(page: str) -> None:
     app = opened(page)
