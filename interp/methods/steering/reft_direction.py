@@ -76,7 +76,8 @@ def reft_direction(
 
     Misleads:
         It is made to move these answers, so it may do so by a way the model never takes; its cosine with the
-        difference of means is often low.
+        difference of means is often low. A longer answer is less likely to begin with, so give answers of about one
+        length.
     """
     pairs = answered(model, data)
     at = model.layers // 2 if layer is None else layer
