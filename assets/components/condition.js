@@ -28,7 +28,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const number = (value) => Number(value.toPrecision(3)).toString().replace("-", "−");
   const points = data.x, step = points.length > 1 ? points[1] - points[0] : 1;
   const [low, high] = [points[0] - step / 2, points[points.length - 1] + step / 2];
-  const W = 640, H = 220, L = 8, R = 8, MID = 100, T = 22;
+  const narrow = root.clientWidth > 0 && root.clientWidth < 480;
+  const W = narrow ? 360 : 640, H = 220, L = 8, R = 8, MID = 100, T = 22;
   const x = (value) => L + (W - L - R) * (Math.min(Math.max(value, low), high) - low) / (high - low || 1);
   const most = Math.max(...data.positive, ...data.negative, 1);
   const svg = draw("svg", "", root, { viewBox: `0 0 ${W} ${H}`, tabindex: 0, role: "slider" });

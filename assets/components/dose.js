@@ -16,7 +16,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     parent?.append(node);
     return node;
   };
-  const W = data.wide ? 640 : 320, H = data.wide ? 230 : 150, L = 38, R = 10, T = 18, B = data.wide ? 36 : 22;
+  const wide = data.wide && !(root.clientWidth > 0 && root.clientWidth < 480);
+  const W = wide ? 640 : 320, H = wide ? 230 : 150, L = 38, R = 10, T = 18, B = wide ? 36 : 22;
   const svg = draw("svg", "", root, { viewBox: `0 0 ${W} ${H}`, role: "group", "aria-label": data.label });
   const [x0, x1] = [data.x[0], data.x[data.x.length - 1]];
   const [y0, y1] = data.range;
@@ -34,13 +35,13 @@ export default function ({ data, parentElement, setTriggerValue }) {
     draw("line", "tick", svg, { x1: L, x2: W - R, y1: y(tick), y2: y(tick) });
     draw("text", "axis", svg, { x: L - 5, y: y(tick) + 4, "text-anchor": "end" }, number(tick));
   }
-  const every = Math.ceil(data.x.length / (data.wide ? 12 : 7));
+  const every = Math.ceil(data.x.length / (wide ? 12 : 7));
   const middle = Math.floor(data.x.length / 2);
   data.x.forEach((each, at) => {
     if ((at - middle) % every === 0)
       draw("text", "axis", svg, { x: x(each), y: H - B + 14, "text-anchor": "middle" }, number(each));
   });
-  if (data.wide) draw("text", "axis", svg, { x: (L + W - R) / 2, y: H - 4, "text-anchor": "middle" }, data.xLabel);
+  if (wide) draw("text", "axis", svg, { x: (L + W - R) / 2, y: H - 4, "text-anchor": "middle" }, data.xLabel);
   for (const series of [...data.series].sort((a, b) => b.grey - a.grey)) {
     const group = draw("g", series.grey ? "grey" : "", svg, {});
     const there = data.x.map((each, at) => [each, series.values[at], series.low?.[at], series.high?.[at]])

@@ -87,8 +87,9 @@ def make(model: LanguageModel, made: Callable[[str], None], running: list[Any]) 
             data = examples("direction") if way == WAYS[0] else _uploaded()
         with right:
             served = [each for each in FITS if each in METHODS and not METHODS[each].refuses(model)]
-            chosen = st.segmented_control("How", served, default=served[0], key="direction-fit", required=True,
-                                          format_func=FITS.get)  # fmt: skip
+            chosen = st.segmented_control(
+                "How", served, default=served[0], key="direction-fit", required=True, wrap=True, format_func=FITS.get
+            )
             st.caption(show.plain(METHODS[chosen].doc.summary))
             kept: dict[str, Call] = st.session_state.setdefault("direction-calls", {})
             call = kept.setdefault(chosen, Call(chosen))

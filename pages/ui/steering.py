@@ -50,6 +50,8 @@ LIVE = 3.0
 """Seconds that the page waits for its meters."""
 COSTLY, BROKEN, REPEATS = 1.3, 2.0, 0.25
 """From which ratio of perplexity of ordinary text on is a worry, and counts as broken; so does that much repetition."""
+SIDES = ("above", "below")
+"""Where a condition may fire."""
 MEASURES = {"behaviour": "Behaviour", "perplexity": "Perplexity", "KL": "KL", "repetition": "Repetition"}
 NOTICE = (
     "The plain model calls this film wonderful. Pushed back by half the way from bad to good reviews it finds it poor, "
@@ -76,7 +78,6 @@ def working(model: LanguageModel) -> None:
     """The whole bench under the experiment bar."""
     found = directions.available(model)
     running: list[Any] = []
-    waiting = st.container()
     _prompt()
     if bench() == first_steering():
         st.caption(NOTICE)
@@ -88,14 +89,15 @@ def working(model: LanguageModel) -> None:
         )
     if not found or st.session_state.get("own-direction"):
         own.make(model, put, running)
-    if found:
-        _bench(model, found, running)
+    # what runs is told beside the meters, so that nothing moves under the hand that turns a dial
+    waiting = _bench(model, found, running) if found else st.container()
     if running:
         with waiting:
             show.waiting(running, lambda: st.session_state.update({_stopped(each): True for each in running}))
 
 
-def _bench(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
+def _bench(model: LanguageModel, found: list[Direction], running: list[Any]) -> Any:
+    """Dials, texts and meters, and one question below; where what runs can be told."""
     with st.container(key="steering-bench"):
         left, middle, right = st.columns([10, 15, 9], gap="medium")
     with left:
@@ -104,7 +106,9 @@ def _bench(model: LanguageModel, found: list[Direction], running: list[Any]) -> 
         _texts(bench().experiment)
     with right:
         _meters(bench().experiment, found, running)
+        waiting = st.container()
     _panel(model, found, running)
+    return waiting
 
 
 # ---------------------------------------------------------------------------------------------------------- the prompt
@@ -657,6 +661,14 @@ def _condition(model: LanguageModel, found: list[Direction], running: list[Any])
     asked = _asked(
         dataclasses.replace(bench().experiment, sample=data, interventions=()), "condition_scores", **settings
     )
+    fires = asked.lens.settings["fires"]
+    if fires == "as fitted" and "fires above" in known.facts:
+        fires = "above" if known.fact("fires above", layer) else "below"
+    elif fires == "as fitted":  # nothing was: the side that tells the examples better
+        sides = {each: _run(dataclasses.replace(asked, lens=asked.lens.but(fires=each)), running) for each in SIDES}
+        told = {each: curve.y[2].max() for each, curve in sides.items() if isinstance(curve, Curve)}
+        fires = max(told, key=lambda each: told[each]) if told else "above"
+    asked = dataclasses.replace(asked, lens=asked.lens.but(fires=fires))
     result = _run(asked, running)
     here = _run(dataclasses.replace(asked, sample=bench().sample), running)
     if not isinstance(result, Curve) or not isinstance(here, Curve):
@@ -667,7 +679,6 @@ def _condition(model: LanguageModel, found: list[Direction], running: list[Any])
         threshold = known.fact("threshold", layer)
     if threshold != threshold:  # the best of what is shown
         threshold = float(result.x[int(np.argmax(y["F1"]))])
-    fires = asked.lens.settings["fires"]
     with left:
         components.condition(
             "steering:condition",
@@ -675,9 +686,15 @@ def _condition(model: LanguageModel, found: list[Direction], running: list[Any])
                 "x": result.x.tolist(), "positive": y["positive"], "negative": y["negative"], "hits": y["hits"],
                 "alarms": y["false alarms"], "counts": [len(data.positive), len(data.negative)],
                 "threshold": float(threshold), "here": float(here.y[0, 0]), "xLabel": result.x_label,
-                "above": known.fact("fires above", layer) != 0 if fires == "as fitted" else fires == "above",
+                "above": fires == "above",
             },
-            lambda value: _threshold(at, known.key, layer, float(value["threshold"])),
+            lambda value: _threshold(at, known.key, layer, float(value["threshold"]), fires),
+        )  # fmt: skip
+        st.session_state["fires"] = fires
+        st.segmented_control(
+            "It fires", SIDES, key="fires", required=True, label_visibility="collapsed",
+            format_func=lambda side: f"Fires {side}",
+            on_change=lambda: _threshold(at, known.key, layer, float(threshold), st.session_state["fires"]),
         )  # fmt: skip
         st.caption(
             "Drag the threshold, or move it by the arrow keys."
@@ -703,7 +720,8 @@ def _condition_of(found: list[Direction], asks: dict[str, Any]) -> Direction:
 
 def _fit_condition(data: Contrast) -> None:
     name = f"condition of {len(data.positive)} and {len(data.negative)} texts"
-    call = Call("condition_vector", centre="all", name=name)
+    paired = len(data.positive) == len(data.negative)
+    call = Call("condition_vector", centre="pairs" if paired else "all", name=name)
     st.session_state["condition-fit"] = jobs.Fit(bench().model, data, call)
 
 
@@ -718,7 +736,7 @@ def _use_condition(key: str) -> None:
     change(lens=Call("condition_scores", condition=key), chips=chips)
 
 
-def _threshold(at: int | None, key: str, layer: int, threshold: float) -> None:
+def _threshold(at: int | None, key: str, layer: int, threshold: float, fires: str) -> None:
     """Set the threshold of the dial that has a condition; where none has, the first that pushes gets this one."""
     chips = list(bench().chips)
     if at is None:
@@ -729,10 +747,9 @@ def _threshold(at: int | None, key: str, layer: int, threshold: float) -> None:
         kept = {name: value for name, value in chips[at].call.settings.items() if name in have}
         chips[at] = Chip(Call("conditional_steer", **kept, condition=key), chips[at].on)
     threshold = float(f"{threshold:.6g}")
-    new = chips[at].call.but(condition=key, condition_layer=layer, threshold=threshold)
+    new = chips[at].call.but(condition=key, condition_layer=layer, threshold=threshold, fires=fires)
     chips[at] = Chip(new, chips[at].on)
-    lens = bench().lens
-    change(chips=tuple(chips), lens=lens.but(threshold=None) if lens.method == "condition_scores" else lens)
+    change(chips=tuple(chips), lens=Call("condition_scores", condition=key))
 
 
 def _compare(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:

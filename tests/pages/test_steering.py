@@ -140,11 +140,11 @@ def test_a_threshold_turns_a_push_into_one_on_a_condition() -> None:
         changes: list[Any] = []
         patch.setattr(page, "bench", lambda: bench)
         patch.setattr(page, "change", lambda **fields: changes.append(fields))
-        page._threshold(None, "stories/refusal", 2, 0.12345678)
+        page._threshold(None, "stories/refusal", 2, 0.12345678, "below")
     (chip,) = changes[0]["chips"]
     assert chip.call == Call(
         "conditional_steer", direction="stories/sentiment", layer=2, strength=-0.5, condition="stories/refusal",
-        condition_layer=2, threshold=0.123457,
+        condition_layer=2, threshold=0.123457, fires="below",
     )  # fmt: skip
 
 
