@@ -10,7 +10,7 @@ from interp.method import DirectionName, Positions, Range, Unset, intervention
 from interp.methods.change._places import positions_of
 from interp.methods.change._steering import Where, at_layer, pushed
 from interp.methods.reading._prompts import no_blocks
-from interp.methods.steering._conditions import CAST, Condition, Fires, condition_of, counted, mean_of, rule_of
+from interp.methods.steering._conditions import CAST, Condition, Fires, condition_of, counted, last_of, mean_of, rule_of
 from interp.model import LanguageModel
 from interp.samples import Prompt
 from interp.sites import Site
@@ -36,7 +36,7 @@ def conditional_steer(
     """Add a direction to the residual stream after a layer, if the prompt meets a condition.
 
         h <- h + s v    if s_c > threshold  (or <),    s_c = cos(h_c, tanh(c <c, h_c> / <c, c>))
-        h_c = mean over the prompt's tokens of the stream after the condition's layer
+        h_c = mean over the prompt's tokens (or the last one's) of the stream after the condition's layer
 
     The condition is judged once, on the pass that reads the prompt, over its tokens that are neither padding nor
     special; what it says then holds for all tokens that are generated. Each prompt of a batch is judged on its own.
@@ -88,7 +88,8 @@ def conditional_steer(
             if each.layer == layer and key not in scratch:  # the first pass reads the prompt
                 special = scratch[read]
                 special = special if len(special) == len(h) else special[:1].expand(len(h), -1)
-                scratch[key] = each.met(mean_of(h.detach(), counted(positions_of(h) >= 0, special)))
+                counts = counted(positions_of(h) >= 0, special)
+                scratch[key] = each.met(mean_of(h.detach(), last_of(counts) if each.last else counts))
         return h
 
     def push(h: Tensor) -> Tensor:

@@ -62,8 +62,15 @@ def mean_of(h: Float[Tensor, "batch position d"], counts: Bool[Tensor, "#batch p
     return torch.where(chosen, h.float(), 0.0).sum(1) / chosen.sum(1).clamp(min=1)
 
 
-def prompt_means(model: LanguageModel, texts: Sequence[str], layers: Sequence[int]) -> Float[Tensor, "text layer d"]:
-    """The mean stream of each text after these layers, as the interventions in force leave it, on the CPU."""
+def last_of(counts: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
+    """Of the tokens that count, the last of each row."""
+    return counts & (counts.flip(1).cumsum(1).flip(1) == 1)
+
+
+def prompt_means(
+    model: LanguageModel, texts: Sequence[str], layers: Sequence[int], last: bool = False
+) -> Float[Tensor, "text layer d"]:
+    """The mean (last) stream of each text after these layers, as the interventions in force leave it, on the CPU."""
     sites = [Site("resid_post", layer) for layer in layers]
     special = torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.long, device=model.device)
 
@@ -75,12 +82,13 @@ def prompt_means(model: LanguageModel, texts: Sequence[str], layers: Sequence[in
             with torch.no_grad(), model.record(sites, every=True) as found:
                 model(ids, keep=1)
             counts = counted(ids >= 0, torch.isin(ids, special))
+            counts = last_of(counts) if last else counts
             means = torch.stack([mean_of(found[site][-1], counts) for site in sites], 1).cpu()
             for number, each in zip(some, means, strict=True):
                 out[number] = each
         return torch.stack(out)
 
-    return model.cached(("mean streams", tuple(texts), tuple(layers)), read)
+    return model.cached(("mean streams", tuple(texts), tuple(layers), last), read)
 
 
 def counted(known: Bool[Tensor, "batch position"], special: Bool[Tensor, "batch position"]) -> Bool[Tensor, ...]:
@@ -193,13 +201,17 @@ def judged_conditions(make: Make, kind: str, seed: int) -> Callable[[Streams, St
 
 @dataclass(frozen=True)
 class Condition:
-    """A vector after a layer, and the side of a threshold on which a prompt meets the condition."""
+    """A vector after a layer, and the side of a threshold on which a prompt meets the condition.
+
+    kind: the similarity. last: whether a prompt is judged at its last token rather than by the mean of all.
+    """
 
     vector: Float[Tensor, d]
     layer: int
     threshold: float
     above: bool
     kind: str
+    last: bool = False
 
     def met(self, h: Float[Tensor, "batch d"]) -> Bool[Tensor, batch]:
         """Which prompts of these mean streams meet it."""
@@ -222,6 +234,11 @@ def kind_of(direction: Direction) -> str:
     return str(direction.about.get("similarity", "cosine of tanh"))
 
 
+def at_last(direction: Direction) -> bool:
+    """Whether prompts are judged at their last token: where a condition vector was fitted there."""
+    return "threshold" in direction.facts and direction.about.get("token") == "last"
+
+
 def best_layer(direction: Direction, last: int) -> int:
     """The layer up to `last` where it tells best: as `Direction.best` does.
 
@@ -234,9 +251,11 @@ def best_layer(direction: Direction, last: int) -> int:
             f"{direction.name} is known from layer {direction.layers[0]} on, above the layer that is steered "
             f"({last}); steer a later layer, or choose another condition."
         )
-    which = "f1" if "f1" in direction.facts else "accuracy"
-    told = [found if not np.isnan(found := direction.fact(which, each)) else -1.0 for each in layers]
-    return layers[int(np.argmax(told))] if max(told) >= 0 else layers[len(layers) // 2]
+    for which in ("f1", "accuracy"):
+        known = [direction.fact(which, each) for each in layers]
+        if not np.isnan(known).all():
+            return layers[int(np.nanargmax(known))]
+    return layers[len(layers) // 2]
 
 
 def condition_of(
@@ -261,7 +280,7 @@ def condition_of(
             f"{found.name} was not fitted as a condition, so it has no threshold; give one, or make a condition vector."
         )
     above = found.fact("fires above", at) != 0 if fires == "as fitted" else fires == "above"
-    return Condition(vector, at, level, above, kind_of(found))
+    return Condition(vector, at, level, above, kind_of(found), at_last(found))
 
 
 Rule = Callable[[Sequence[Tensor]], Bool[Tensor, "batch"]]

@@ -6,7 +6,7 @@ from interp import Unsuitable
 from interp.directions import Direction
 from interp.method import DirectionName, Range, Unset, lens
 from interp.methods.reading._prompts import no_blocks
-from interp.methods.steering._conditions import CAST, Fires, kind_of, opened, prompt_means, similarity, told
+from interp.methods.steering._conditions import CAST, Fires, at_last, kind_of, opened, prompt_means, similarity, told
 from interp.model import LanguageModel
 from interp.results import Curve
 from interp.samples import Contrast, Prompt
@@ -64,7 +64,7 @@ def condition_scores(
     at = found.best if layer is None else layer
     c = found.at(at)
     p, n = (
-        similarity(prompt_means(model, each, (at,))[:, 0], c, kind_of(found)).numpy()
+        similarity(prompt_means(model, each, (at,), at_last(found))[:, 0], c, kind_of(found)).numpy()
         for each in (sample.positive, sample.negative)
     )
     level, above = _asked(found, at, threshold, fires)
@@ -95,7 +95,7 @@ def _prompt(
 ) -> Curve:
     layers = found.layers if layer is None else (layer,)
     c = [found.at(each) for each in layers]  # before anything is run: a layer it has not is refused
-    means = prompt_means(model, (sample.text,), layers)[0]
+    means = prompt_means(model, (sample.text,), layers, at_last(found))[0]
     s = np.array([float(similarity(h, v, kind_of(found))) for h, v in zip(means, c, strict=True)])
     levels = np.array([_asked(found, each, threshold, fires)[0] for each in layers])
     at = found.best if layer is None else layer
