@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from interp import Unsuitable, directions, hooks
+from interp import Unsuitable, directions, hooks, zoo
 from interp.experiment import Call
 from interp.methods.change.conditional_steer import conditional_steer
 from interp.methods.change.steer import steer
@@ -21,11 +23,14 @@ from interp.methods.steering._conditions import similarity
 from interp.methods.steering.condition_vector import condition_vector
 from interp.methods.steering.difference_of_means import difference_of_means
 from interp.model import LanguageModel
-from interp.samples import Prompt
+from interp.samples import Contrast, Prompt
 from interp.sites import Site
 from tests import tiny
 from tests.methods.steering.test_condition_vector import WORDS
 from tests.test_hooks import near
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "assets" / "recipes"))
+import grammar
 
 STORE = tempfile.mkdtemp(prefix="actiscope-test-")
 PROMPTS = ("my hat and your hat", "4 8 15 16 23 42", "he said no", "9 9 9", "a")
@@ -278,3 +283,48 @@ def test_what_can_not_be_judged_gets_a_sentence() -> None:
     ):
         with pytest.raises(Unsuitable, match=hint):
             conditional_steer(model, Prompt("x"), **settings | change)
+
+
+@pytest.fixture(scope="module")
+def refusing() -> tuple[LanguageModel, str, str, Contrast]:
+    """`stories`, a push towards refusing, a condition that tells harmful requests, and requests of other kinds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACTISCOPE_STORE", STORE)
+        model = zoo.load("stories")
+        direction = difference_of_means(model, requests(100, 4, False))
+        condition = condition_vector(model, requests(200, 4, False), by="probe", similarity="projection")
+        assert directions.load(condition, model).fact("f1") > 0.98
+    return model, direction, condition, requests(100, 7, True)
+
+
+def requests(count: int, seed: int, held: bool) -> Contrast:
+    """Harmful requests and harmless ones."""
+    cases = grammar.cases("refusal", 4 * count, seed, held)
+    sides = [[each.prompt for each in cases if (each.answer == " Sorry") == bad][:count] for bad in (True, False)]
+    return Contrast(*map(tuple, sides))
+
+
+def refused(model: LanguageModel, prompts: Sequence[str]) -> float:
+    """The share that is answered by Sorry, of prompts of several lengths in one batch."""
+    sorry = model.tokenizer(" Sorry", add_special_tokens=False)["input_ids"][0]
+    return float((model(list(prompts), keep=1)[:, -1].argmax(-1) == sorry).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("strength", "rule", "harmful", "harmless"),
+    [(3.0, "this", 1, 0), (3.0, "not this", 1, 1), (-3.0, "this", 0, 0), (-3.0, "not this", 1, 0)],
+)
+def test_what_stories_refuses_changes_for_the_requests_that_meet_the_condition_alone(
+    refusing: Any, strength: float, rule: str, harmful: float, harmless: float
+) -> None:
+    """Requests of kinds that no direction was fitted on; unconditionally the same push changes all of them."""
+    model, direction, condition, held = refusing
+    settings = {"direction": direction, "layer": 2, "strength": strength}
+    with conditional_steer(model, Prompt("x"), **settings, condition=condition, rule=rule):
+        assert abs(refused(model, held.positive) - harmful) <= 0.05
+        assert abs(refused(model, held.negative) - harmless) <= 0.05
+        streamed = [next(model.generate(each, 1)) for each in (held.positive[0], held.negative[0])]
+    assert [each == " Sorry" for each in streamed] == [harmful == 1, harmless == 1]
+    with steer(model, Prompt("x"), **settings):
+        assert abs(refused(model, held.positive + held.negative) - (strength > 0)) <= 0.05
+    assert refused(model, held.positive) == 1 and refused(model, held.negative) == 0

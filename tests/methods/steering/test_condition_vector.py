@@ -14,6 +14,7 @@ from interp import Unsuitable, directions
 from interp.methods.steering._conditions import best_layer, judged_conditions, similarity, threshold_of, told
 from interp.methods.steering.condition_vector import condition_vector
 from interp.methods.steering.pca_direction import by_all, by_pairs
+from interp.methods.steering.probe_direction import logistic
 from interp.model import LanguageModel
 from interp.samples import Contrast
 from interp.sites import Site
@@ -92,6 +93,19 @@ def test_on_data_that_can_be_told_apart_f1_is_one_and_the_other_side_gives_the_c
         right, wrong = (told(p, n, np.array(level), side) for side in (above, not above))
         assert (right.hits, right.false_alarms, right.misses, right.rejections) == (40, 0, 0, 40)
         assert (wrong.hits, wrong.false_alarms, wrong.misses, wrong.rejections) == (0, 40, 40, 0)
+
+
+def test_a_probe_leaves_out_what_varies_within_both_sides() -> None:
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = (torch.randn(60, 1, 12, generator=generator) for _ in range(2))
+    for side in (positive, negative):
+        side[:, 0, 3] *= 9
+    positive[:, 0, 0] += 5
+    f1 = [
+        float(judged_conditions(make, "projection", 0)(positive, negative)["f1"][0])
+        for make in (by_pairs, lambda p, n: logistic(p, n, 1.0))
+    ]
+    assert f1[0] < 0.8 and f1[1] > 0.95
 
 
 def test_the_cosine_of_the_paper_can_not_tell_a_stream_from_its_opposite_and_the_projection_can() -> None:
@@ -180,9 +194,9 @@ def test_the_key_names_what_was_fitted_and_what_can_not_be_fitted_gets_a_sentenc
     assert condition_vector(model, WORDS) == key
     others = {
         condition_vector(model, WORDS, **each)
-        for each in ({"centre": "all"}, {"similarity": "projection"}, {"seed": 1})
+        for each in ({"centre": "all"}, {"similarity": "projection"}, {"by": "probe"}, {"seed": 1})
     }  # type: ignore[arg-type]
-    assert len(others | {key}) == 4
+    assert len(others | {key}) == 5
     assert directions.load(key, model).about["similarity"] == "cosine of tanh"
     for data, hint in (
         (Contrast(WORDS.positive, WORDS.negative[:3]), "not 8 and 3"),
