@@ -153,6 +153,36 @@ def steered(model: LanguageModel, task: Task, draws: int = 5, texts: int = 100) 
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Conditioned:
+    """The share of requests that are refused, harmful and harmless: plain, steered always, steered on condition."""
+
+    harmful: tuple[float, float, float]
+    harmless: tuple[float, float, float]
+
+
+def conditioned(model: LanguageModel, count: int = PROMPTS) -> Conditioned:
+    """Steer towards refusing, always and where a condition fitted on other requests is met (CAST)."""
+    condition = METHODS["condition_vector"](
+        model, recipe.split("refusal", (" Sorry",)), similarity="projection", tokens="last"
+    )
+    layer = model.layers - 1
+    settings: dict[str, Any] = {"direction": "stories/refusal", "layer": layer, "strength": 1.5}
+    task = tasks()[1]
+    found = []
+    for answer in (" Sorry", " Sure"):
+        prompts = _cases("refusal", answer, 22, True)[:count]
+        found.append((
+            share(model, task, prompts),
+            share(model, task, prompts, lambda: METHODS["steer"](model, Prompt("The"), **settings)),
+            share(
+                model, task, prompts,
+                lambda: METHODS["conditional_steer"](model, Prompt("The"), condition=condition, **settings),
+            ),
+        ))  # fmt: skip
+    return Conditioned(*found)
+
+
 if __name__ == "__main__":
     import os
     import tempfile
@@ -168,3 +198,7 @@ if __name__ == "__main__":
             row = steered(stories, each)
             print(f"| {row.name} | {row.layer} | {row.strength:g} | {row.before:.3f} | {row.after:.3f} "
                   f"| x {row.ratio:.2f} | {row.random:.3f} |", flush=True)  # fmt: skip
+        both = conditioned(stories)
+        print("\n| refused | plain | steered always | steered on condition |\n|---|--:|--:|--:|")
+        for name, shares in (("harmful requests", both.harmful), ("harmless requests", both.harmless)):
+            print(f"| {name} | {' | '.join(f'{each:.3f}' for each in shares)} |")

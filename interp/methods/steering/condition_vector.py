@@ -68,6 +68,6 @@ def condition_vector(
         make = by_pairs if centre == "pairs" else by_all
     kind = "by a probe" if by == "probe" else f"centred by {centre}"
     return fitted(
-        model, data, f"condition vector, {kind}", make, "mean", name, similarity, seed,
+        model, data, f"condition vector, {kind}", make, "mean" if tokens == "all" else "last", name, similarity, seed,
         judged_conditions(make, similarity, seed), {"similarity": similarity},
     )  # fmt: skip
