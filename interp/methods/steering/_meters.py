@@ -140,8 +140,12 @@ def read(
 
 def divergence(plain: Float[Tensor, "*batch token"], changed: Float[Tensor, "*batch token"]) -> Float[Tensor, "*batch"]:
     """KL(plain || changed) = sum_v p_v (log p_v - log q_v), in nats."""
-    p, q = (each.double().log_softmax(-1) for each in (plain, changed))
-    return torch.where(p > -torch.inf, p.exp() * (p - q), 0).sum(-1).clamp(min=0)
+    parts = []
+    # a few at a time, as these are several copies of all logits in double precision
+    for pair in zip(*(each.flatten(0, -2).split(64) for each in (plain, changed)), strict=True):
+        p, q = (each.double().log_softmax(-1) for each in pair)
+        parts.append(torch.where(p > -torch.inf, p.exp() * (p - q), 0).sum(-1).clamp(min=0))
+    return torch.cat(parts).view(plain.shape[:-1])
 
 
 def mean_divergence(model: LanguageModel, own: Written) -> Float[Tensor, row]:
