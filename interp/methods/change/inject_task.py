@@ -23,7 +23,7 @@ def inject_task(
     Only the last token of the prompt is changed, once; what is generated behind it sees it through attention.
 
     Args:
-        task: The key of a task that `soft_injection` fitted; the model's newest unless given.
+        task: The name of a task, or the key of one that was fitted; the model's first unless given.
         share: How much of it; 0 leaves the model as it is, 1 is what was fitted.
 
     Raises:

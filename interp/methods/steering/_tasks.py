@@ -21,6 +21,9 @@ from interp.hooks import here
 from interp.model import LanguageModel
 from interp.sites import Site
 
+SHELF = Path(__file__).parents[3] / "assets" / "tasks"
+NAME = re.compile(r"[a-z0-9_-]{1,40}/[a-z0-9_-]{1,60}|[0-9a-f]{64}")
+"""How an experiment may name a task: of the shelf, or of the store. Never a path of this machine."""
 VERSION = 1
 
 
@@ -40,8 +43,8 @@ class Task:
 
 
 def path_of(key: str) -> Path:
-    """Where the task of that key lies."""
-    return store.folder() / "tasks" / f"{key}.safetensors"
+    """Where the task of that name or key lies."""
+    return (SHELF if "/" in key else store.folder() / "tasks") / f"{key}.safetensors"
 
 
 def keep(task: Task, key: str) -> str:
@@ -53,12 +56,14 @@ def keep(task: Task, key: str) -> str:
 
 
 def available(model: LanguageModel) -> list[Task]:
-    """The tasks of this model in the store, newest first."""
-    paths = sorted(path_of("").parent.glob("*.safetensors"), key=lambda each: (-each.stat().st_mtime_ns, each.name))
+    """The tasks of this model: of the shelf in the order of their names, then those of the store, newest first."""
+    kept = path_of("").parent.glob("*.safetensors")
+    paths = [(path, f"{path.parent.name}/{path.stem}") for path in sorted(SHELF.glob("*/*.safetensors"))]
+    paths += [(path, path.stem) for path in sorted(kept, key=lambda each: (-each.stat().st_mtime_ns, each.name))]
     found = []
-    for path in paths:
+    for path, key in paths:
         try:
-            each = _opened(path, path.stat().st_mtime_ns)
+            each = _opened(path, path.stat().st_mtime_ns, key)
         except (Unsuitable, OSError):
             continue
         if each.model_digest == model.digest:
@@ -67,7 +72,7 @@ def available(model: LanguageModel) -> list[Task]:
 
 
 def load(key: str, model: LanguageModel) -> Task:
-    """The task of that key, the model's newest where none is named.
+    """The task of that name or key, the model's first where none is named.
 
     Raises:
         Missing: it is not here. Unsuitable: it is another model's, or there is none.
@@ -77,24 +82,23 @@ def load(key: str, model: LanguageModel) -> Task:
         if not found:
             raise Unsuitable(f"There is no task for {model.name} here; fit one from prompts that show it.")
         return found[0]
-    path = path_of(key)
-    if not re.fullmatch(r"[0-9a-f]{64}", key) or not path.exists():
+    if not NAME.fullmatch(key) or not path_of(key).exists():
         raise Missing("This is about a task that is not kept here; fit it again.")
-    task = _opened(path, path.stat().st_mtime_ns)
+    task = _opened(path_of(key), path_of(key).stat().st_mtime_ns, key)
     if task.model_digest != model.digest:
         raise Unsuitable(f"This task was fitted on {task.model_name[:60]}, not on {model.name}; fit it again.")
     return task
 
 
 @lru_cache(32)
-def _opened(path: Path, _: int) -> Task:
+def _opened(path: Path, _: int, key: str) -> Task:
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["task"])
             outputs, share = (torch.from_numpy(np.array(file.get_tensor(name))) for name in ("outputs", "share"))
         if outputs.dim() != 3 or outputs.shape[:2] != share.shape:
             raise ValueError
-        return Task(outputs, share, str(about["model"]), str(about["model_digest"]), about, path.stem)
+        return Task(outputs, share, str(about["model"]), str(about["model_digest"]), about, key)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         raise Unsuitable(f"{path.name} holds no task, or is damaged.") from None
 

@@ -17,7 +17,7 @@ def injection_map(model: LanguageModel, sample: Prompt, *, task: str = "") -> To
         A_lh,    m_lh = A_lh |E_lh - z_lh(last token)|
 
     Args:
-        task: The key of a task that `soft_injection` fitted; the model's newest unless given.
+        task: The name of a task, or the key of one that was fitted; the model's first unless given.
 
     Returns:
         TokenGrid of layers by heads: the share of each head's output that is replaced, and the length of the change.

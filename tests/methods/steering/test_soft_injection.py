@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.test_hooks import near
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "assets" / "recipes"))
 import grammar
+import tasks as recipe
 
 FAMILIES = ("gpt2", "llama", "gemma2")
 DATA = Contrast(("a b. c d. e f", "one two, g h", "xyz, a b c d"), ("a b", "c d", "x e", "it f", "on g"))
@@ -144,24 +144,6 @@ def test_the_same_fit_gives_the_same_task_and_what_it_can_not_fit_a_sentence() -
 # --------------------------------------------------------------------------------------------------- lists of `stories`
 
 
-def lists(relation: str, seed: int) -> tuple[Contrast, list[tuple[str, str, str]]]:
-    """To fit on, and held-out (prompt without examples, the same with five, answer)."""
-    rng = random.Random(seed)
-    pairs = list(grammar.RELATIONS[relation][0])
-    rng.shuffle(pairs)
-    held, known = pairs[: len(pairs) // 3], pairs[len(pairs) // 3 :]
-
-    def shown(asked: tuple[str, ...]) -> str:
-        return grammar._listed(1, rng.sample([each for each in known if each != asked], 5), asked)
-
-    def bare(asked: tuple[str, ...]) -> str:
-        return f"Pairs: {asked[0]} ="
-
-    few = tuple(f"{shown(each)} {each[1]}" for each in rng.sample(known, 20))
-    plain = tuple(f"{bare(each)} {each[1]}" for each in known)
-    return Contrast(few, plain), [(bare(each), shown(each), f" {each[1]}") for each in held]
-
-
 @pytest.fixture(scope="module")
 def stories() -> Iterator[LanguageModel]:
     model = zoo.load("stories")
@@ -170,22 +152,24 @@ def stories() -> Iterator[LanguageModel]:
     model.forget()
 
 
-def right(model: LanguageModel, cases: list[tuple[str, str]]) -> float:
-    with torch.no_grad():
-        guesses = [model.token_text(int(model(prompt, keep=1)[0, -1].argmax())) for prompt, _ in cases]
-    return float(np.mean([guess == answer for guess, (_, answer) in zip(guesses, cases, strict=True)]))
-
-
 @pytest.mark.parametrize("relation", ["capital", "language"])
 def test_injected_it_does_without_examples_what_it_did_with_five(stories: LanguageModel, relation: str) -> None:
     """Asked of held-out countries that never stood in the fit; which relation is meant, only the task says."""
-    plain, injected, five = [], [], []
-    for seed in (0, 1):
-        data, held = lists(relation, seed)
-        key = soft_injection(stories, data, steps=100, seed=seed)
-        plain.append(right(stories, [(bare, answer) for bare, _, answer in held]))
-        five.append(right(stories, [(shown, answer) for _, shown, answer in held]))
-        with inject_task(stories, Prompt("x"), task=key, share=1.0):
-            injected.append(right(stories, [(bare, answer) for bare, _, answer in held]))
-    assert np.mean(injected) > np.mean(plain) + 0.15, (plain, injected)
-    assert np.mean(injected) >= np.mean(five) - 0.1, (injected, five)
+    shares = []
+    for seed in (1, 2):
+        data, held = recipe.lists(relation, seed)
+        shares.append(recipe.judge(stories, soft_injection(stories, data, steps=100, seed=seed), held))
+    plain, injected, five = np.mean(shares, 0)
+    assert injected > plain + 0.15 and injected >= five - 0.1, shares
+
+
+def test_the_tasks_of_the_shelf_do_what_their_card_says(stories: LanguageModel) -> None:
+    assert [each.key for each in _tasks.available(stories)] == sorted(
+        f"stories/{each.lower()}" for each in grammar.RELATIONS
+    )
+    card = (_tasks.SHELF / "stories" / "card.md").read_text()
+    for relation in grammar.RELATIONS:
+        shares = recipe.judge(stories, f"stories/{relation.lower()}", recipe.lists(relation)[1])
+        row = next(line for line in card.splitlines() if line.startswith(f"| `{relation.lower()}`"))
+        assert [float(each) for each in row.split("|")[3:6]] == pytest.approx(shares, abs=0.011), relation
+    assert _tasks.load("", stories).key == "stories/capital"
