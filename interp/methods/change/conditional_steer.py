@@ -86,15 +86,20 @@ def conditional_steer(
         scratch = here().scratch
         for each, key in zip(conditions, kept, strict=True):
             if each.layer == layer and key not in scratch:  # the first pass reads the prompt
-                special = scratch[read]
-                special = special if len(special) == len(h) else special[:1].expand(len(h), -1)
-                counts = counted(positions_of(h) >= 0, special)
-                scratch[key] = each.met(mean_of(h.detach(), last_of(counts) if each.last else counts))
+                special, generated, at = alike(scratch[read], h), alike(here().generated, h), positions_of(h)
+                known = at >= 0
+                prompt = known & (at <= (known & ~generated).sum(1, keepdim=True))
+                scratch[key] = each.met(mean_of(h.detach(), last_of(prompt) if each.last else counted(prompt, special)))
         return h
 
     def push(h: Tensor) -> Tensor:
         met = rules([here().scratch[key] for key in kept])
         return torch.where(met[:, None, None], h + scale * v.to(h), h)
+
+    def alike(marks: Tensor | None, h: Tensor) -> Tensor:
+        assert marks is not None
+        # variants of one prompt may run together where only the one's tokens are known
+        return marks if len(marks) == len(h) else marks[:1].expand(len(h), -1)
 
     layers = sorted({each.layer for each in conditions})
     edits: dict[Site | str, Callable[[Tensor], Tensor]] = {

@@ -81,8 +81,7 @@ def prompt_means(
             ids = model.inputs([texts[each] for each in some], cut=True)
             with torch.no_grad(), model.record(sites, every=True) as found:
                 model(ids, keep=1)
-            counts = counted(ids >= 0, torch.isin(ids, special))
-            counts = last_of(counts) if last else counts
+            counts = last_of(ids >= 0) if last else counted(ids >= 0, torch.isin(ids, special))
             means = torch.stack([mean_of(found[site][-1], counts) for site in sites], 1).cpu()
             for number, each in zip(some, means, strict=True):
                 out[number] = each

@@ -142,6 +142,19 @@ def test_the_prompt_alone_decides_with_a_cache_and_without(family: str, where: A
             assert list(model.generate(text, 10, 1.0, 4)) == texts[0]
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_follows_the_prompt_has_no_say_where_both_are_read_at_once(family: str) -> None:
+    """A continuation read again behind its prompt, with which it would lie on the other side of the threshold."""
+    model, settings, _ = fitted(family)
+    for text, behind in itertools.permutations(PROMPTS, 2):
+        own, whole = scores(model, settings["condition"], "projection", [text, text + behind])
+        ids = model.inputs(text + behind)
+        plain = model._forward(ids, None, hooks.Here(prompt=len(text)))
+        with conditional_steer(model, Prompt(text), **settings | {"threshold": (own + whole) / 2}):
+            assert torch.equal(model._forward(ids, None, hooks.Here(prompt=len(text))), plain) != (own > whole)
+            assert torch.equal(model._forward(ids, None, hooks.Here(prompt=ids.shape[1])), plain) == (own > whole)
+
+
 def test_streams_that_take_turns_keep_to_their_own_prompts() -> None:
     model, settings, _ = fitted("llama")
     want = []
