@@ -79,7 +79,8 @@ def conditional_steer(
     read, kept = object(), [object() for _ in conditions]  # found in the scratch of each forward or generation alone
 
     def look(ids: Tensor) -> Tensor:
-        here().scratch.setdefault(read, torch.isin(ids, special).reshape(len(ids), -1))
+        if read not in here().scratch:
+            here().scratch[read] = torch.isin(ids, special).reshape(len(ids), -1)
         return ids
 
     def judge(layer: int, h: Tensor) -> Tensor:

@@ -122,6 +122,6 @@ def _asked(found: Direction, layer: int, threshold: float | None, fires: Fires) 
 def _steps(values: Array, level: float, bins: int) -> Array:
     """Steps from the least value to the largest, one beyond each, so laid that the threshold is one of them."""
     low, high = values.min(), values.max()
-    step = (high - low) / (bins - 1) or 1e-3 * max(abs(low), 1.0)
+    step = max((high - low) / (bins - 1), 1e-6 * max(abs(low), abs(high), 1e-3))  # or rounding would be spread out
     origin = level if low <= level <= high else low
     return origin + step * np.arange(np.floor((low - origin) / step) - 1, np.ceil((high - origin) / step) + 2)

@@ -155,6 +155,28 @@ def test_what_follows_the_prompt_has_no_say_where_both_are_read_at_once(family: 
             assert torch.equal(model._forward(ids, None, hooks.Here(prompt=ids.shape[1])), plain) == (own > whole)
 
 
+@pytest.mark.parametrize(("family", "seed"), FAMILIES)
+def test_a_condition_fitted_at_last_tokens_is_judged_at_the_prompts_last_token(family: str, seed: int) -> None:
+    model, settings, _ = fitted(family, seed)
+    key = condition_vector(model, WORDS, similarity="projection", tokens="last")
+    c = directions.load(key, model).at(0)
+    s = [float(similarity(stream(model, each, Site("resid_post", 0))[0, -1], c, "projection")) for each in PROMPTS]
+    level = (sorted(s)[2] + sorted(s)[3]) / 2
+    left = model.inputs(PROMPTS)
+    right = torch.stack([torch.cat([row[row >= 0], row[row < 0]]) for row in left])
+    plain = model(left), model(right)
+    met = [each > level for each in s]
+    with conditional_steer(model, Prompt("x"), **settings | {"condition": key, "threshold": level}):
+        for ids, before in zip((left, right), plain, strict=True):
+            changed = torch.where(ids >= 0, (model(ids) - before).abs().amax(2), 0.0).amax(1)
+            assert [float(each) > 1e-3 for each in changed] == met
+        texts = [list(model.generate(each, 6, 1.0, 3, cache)) for each in PROMPTS for cache in (True, False)]
+    assert texts[::2] == texts[1::2]
+    for text, each, one in zip(PROMPTS, met, texts[::2], strict=True):
+        with steer(model, Prompt(text), direction=settings["direction"], layer=1, strength=3.0 * each):
+            assert list(model.generate(text, 6, 1.0, 3)) == one
+
+
 def test_streams_that_take_turns_keep_to_their_own_prompts() -> None:
     model, settings, _ = fitted("llama")
     want = []

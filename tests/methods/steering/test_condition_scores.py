@@ -90,6 +90,21 @@ def test_a_prompt_is_shown_at_every_layer_with_the_thresholds(family: str) -> No
             assert one.y[0].tolist() == [result.y[0, layer]] and ("not met" in one.note) == (not met)
 
 
+def test_a_condition_of_last_tokens_is_read_there() -> None:
+    model = tiny.language("llama")
+    found = directions.load(condition_vector(model, WORDS, tokens="last", similarity="projection"), model)
+    for text in ("seven hats", "7", "x<bos>"):
+        with model.record([Site("resid_post", 2)]) as seen:
+            model(text)
+        want = float(similarity(seen[Site("resid_post", 2)][0, -1], found.at(2), "projection"))
+        result = condition_scores(model, Prompt(text), condition=found.key)
+        assert result.y[0, 2] == pytest.approx(want, abs=1e-4)
+        # of examples that are all this text every one lies there
+        both = condition_scores(model, Contrast((text, text), (text,)), condition=found.key, layer=2)
+        held = both.x[both.y[0] == 2]
+        assert len(held) == 1 and held[0] == pytest.approx(want, abs=1e-5)
+
+
 def test_a_direction_that_is_no_condition_has_similarities_and_no_threshold() -> None:
     model = tiny.language("gpt2")
     key = difference_of_means(model, WORDS)
