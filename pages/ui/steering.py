@@ -44,7 +44,7 @@ BINS = 60
 """Into how many bins of similarity examples of a condition are sorted."""
 CONTROLS = 3
 """How many random directions stand beside a dial's own."""
-REACH, STEPS = 3.0, 13
+REACH, STEPS = 2.0, 9
 """How far a curve goes, and at how many strengths it is drawn."""
 LIVE = 3.0
 """Seconds that the page waits for its meters."""
@@ -170,11 +170,12 @@ def _amount(method: str) -> str:
     return next(name for name in AMOUNTS if name in have)
 
 
-def _set(at: int, call: Call | None, on: bool | None = None) -> None:
+def _set(at: int, old: Call, new: Call | None, on: bool | None = None) -> None:
+    """Put another call, or none, in the place of a dial's, unless something else stands there by now."""
     chips = list(bench().chips)
-    new = [] if call is None else [Chip(call, chips[at].on if on is None else on)]
-    chips[at : at + 1] = new
-    change(chips=tuple(chips))
+    if at < len(chips) and chips[at].call == old:
+        chips[at : at + 1] = [] if new is None else [Chip(new, chips[at].on if on is None else on)]
+        change(chips=tuple(chips))
 
 
 def _dials(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
@@ -194,11 +195,13 @@ def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], ru
     chosen = settings["direction"] or found[0].key
     names.setdefault(chosen, f"not kept here: {chosen[:12]}")
     known = next((each for each in found if each.key == chosen), None)
-    key = f"dial{number}"
+    # with another count of dials come other widgets: none takes up what another one was left at
+    count = len(dials())
+    key = f"dial{number}" if count == 1 else f"dial{number}of{count}"
 
     def but(**changes: Any) -> None:
         try:
-            _set(at, call.but(**changes))
+            _set(at, call, call.but(**changes))
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
 
@@ -208,7 +211,7 @@ def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], ru
         kept = {name: settings[name] for name in ("layer", "where", "positions") if name in settings and name in have}
         amount, old = _amount(method), _amount(call.method)
         kept[amount] = settings[old] if amount == old else 1.0
-        _set(at, Call(method, direction=chosen, **kept))
+        _set(at, call, Call(method, direction=chosen, **kept))
 
     with st.container(border=True, key=f"dial-{number}"):
         with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
@@ -219,7 +222,7 @@ def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], ru
                 help=_about(known) if known else None,
             )  # fmt: skip
             st.session_state[f"{key}:on"] = chip.on
-            st.toggle("On", key=f"{key}:on", on_change=lambda: _set(at, call, st.session_state[f"{key}:on"]))
+            st.toggle("On", key=f"{key}:on", on_change=lambda: _set(at, call, call, st.session_state[f"{key}:on"]))
         st.session_state[f"{key}:kind"] = call.method
         st.segmented_control(
             "What is done", [each for each in DIALS if each in METHODS], key=f"{key}:kind", format_func=DIALS.get,
@@ -246,9 +249,9 @@ def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], ru
         with st.container(horizontal=True, gap="small", vertical_alignment="center"):
             with st.popover("More", icon=":material/tune:"):
                 skip = ("direction", "layer", name)
-                controls(call, model, bench().sample, f"{key}:more", lambda new: _set(at, new), skip)
+                controls(call, model, bench().sample, f"{key}:more", lambda new: _set(at, call, new), skip)
             st.button("Remove", icon=":material/close:", type="tertiary", key=f"{key}:remove", on_click=_set,
-                      args=(at, None))  # fmt: skip
+                      args=(at, call, None))  # fmt: skip
             if name == "strength":
                 st.toggle("Its curve", key=f"{key}:curve", help="Dose and response, beside random directions as long")
         if name == "strength" and st.session_state.get(f"{key}:curve"):
@@ -494,7 +497,7 @@ def _curve(
     asked = _pushes(experiment, at, call, **settings)
     curve = _run(asked, running)
     cost, again = (
-        _run(dataclasses.replace(asked, lens=asked.lens.but(measure=each)), running)
+        _run(dataclasses.replace(asked, lens=asked.lens.but(measure=each, seeds=1)), running)
         for each in ("perplexity", "repetition")
     )
     if not isinstance(curve, Curve) or not isinstance(cost, Curve) or not isinstance(again, Curve):
@@ -505,7 +508,7 @@ def _curve(
     broken = [bool(p > BROKEN * plain or r > REPEATS) for p, r in zip(cost.y[0], again.y[0], strict=True)]
     low, high = float(np.nanmin(curve.y)), float(np.nanmax(curve.y))
     least, most = {"behaviour": (min(low, 0.0), max(high, 1.0)), "repetition": (0.0, 1.0)}.get(measure, (0.0, high))
-    name = _amount(call.method)
+    name, now = _amount(call.method), bench().chips[at].call
     components.dose(
         f"steering:dose:{key}",
         {
@@ -517,7 +520,7 @@ def _curve(
             "broken": _stretches(curve.x.tolist(), broken), "now": call.settings[name],
             "label": f"{curve.y_label} over the {curve.x_label}, and where the text breaks down",
         },
-        lambda value: _set(at, bench().chips[at].call.but(**{name: float(value["strength"])})),
+        lambda value: _set(at, now, now.but(**{name: float(value["strength"])})),
     )  # fmt: skip
     return asked
 

@@ -79,11 +79,11 @@ def test_a_dial_is_a_chip_and_a_chip_is_a_dial() -> None:
     app.segmented_control(key="dial0:kind").set_value("project_out").run()
     assert calls(app) == [Call("project_out", direction="stories/sentiment", layer=1, share=1.0)]
     app.button(key="add-dial").click().run()
-    app.selectbox(key="dial1:direction").set_value("stories/topic").run()
+    app.selectbox(key="dial1of2:direction").set_value("stories/topic").run()
     assert [call.settings["direction"] for call in calls(app)] == ["stories/sentiment", "stories/topic"]
-    app.toggle(key="dial0:on").set_value(False).run()
+    app.toggle(key="dial0of2:on").set_value(False).run()
     assert [call.method for call in app.session_state["bench"].experiment.interventions] == ["steer"]
-    app.button(key="dial0:remove").click().run()
+    app.button(key="dial0of2:remove").click().run()
     assert [call.settings["direction"] for call in calls(app)] == ["stories/topic"]
     assert not app.exception
     assert in_words(calls(app)[0], zoo.load("stories")) == "Steer: Cooking over other topi…, layer 2, 1"
