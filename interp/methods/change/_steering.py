@@ -55,6 +55,12 @@ def pushed(
     return model.edit({Site("resid_post", layer): edit for layer in layers})
 
 
+def added(h: Tensor, step: Tensor, keep_norm: bool) -> Tensor:
+    """h + step, brought back to the length of h where that is kept."""
+    new = h + step.to(h)
+    return new * (h.norm(dim=-1, keepdim=True) / new.norm(dim=-1, keepdim=True).clamp(min=1e-30)) if keep_norm else new
+
+
 def places(h: Tensor, where: Where) -> Tensor | None:
     """Which tokens of h [batch, position, d] are meant, [batch, position]; None: all."""
     if where == "all":

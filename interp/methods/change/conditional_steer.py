@@ -8,7 +8,7 @@ from torch import Tensor
 from interp.hooks import Block, here
 from interp.method import DirectionName, Positions, Range, Unset, intervention
 from interp.methods.change._places import positions_of
-from interp.methods.change._steering import Where, at_layer, pushed
+from interp.methods.change._steering import Where, added, at_layer, pushed
 from interp.methods.reading._prompts import no_blocks
 from interp.methods.steering._conditions import CAST, Condition, Fires, condition_of, counted, last_of, mean_of, rule_of
 from interp.model import LanguageModel
@@ -32,6 +32,7 @@ def conditional_steer(
     rule: str = "this",
     where: Where = "all",
     positions: Annotated[tuple[int, ...], Positions()] = (),
+    keep_norm: bool = False,
 ) -> Block | None:
     """Add a direction to the residual stream after a layer, if the prompt meets a condition.
 
@@ -54,6 +55,7 @@ def conditional_steer(
             names of their directions, with layer and threshold if need be, as in this and not stories/topic@1 > 0.4.
         where: At all tokens, at those of the prompt, or from the last token of the prompt on, where text is generated.
         positions: At these tokens alone, from 0.
+        keep_norm: Whether each token's stream keeps its length.
 
     Raises:
         Unsuitable: no such direction or condition, a rule that can't be read, or a condition read above the layer that
@@ -95,7 +97,7 @@ def conditional_steer(
 
     def push(h: Tensor) -> Tensor:
         met = rules([here().scratch[key] for key in kept])
-        return torch.where(met[:, None, None], h + scale * v.to(h), h)
+        return torch.where(met[:, None, None], added(h, scale * v, keep_norm), h)
 
     def alike(marks: Tensor | None, h: Tensor) -> Tensor:
         assert marks is not None

@@ -1,10 +1,8 @@
 from typing import Annotated, Literal
 
-from torch import Tensor
-
 from interp.hooks import Block
 from interp.method import DirectionName, Positions, Range, Unset, intervention
-from interp.methods.change._steering import Where, at_layer, pushed
+from interp.methods.change._steering import Where, added, at_layer, pushed
 from interp.methods.reading._prompts import no_blocks
 from interp.methods.steering.difference_of_means import PAPER
 from interp.model import LanguageModel
@@ -52,10 +50,4 @@ def steer(
     found, at, v = at_layer(model, direction, layer)
     scale = strength if unit == "shift" else strength * found.fact("norm", at) / float(v.norm())
 
-    def push(h: Tensor) -> Tensor:
-        new = h + scale * v.to(h)
-        if not keep_norm:
-            return new
-        return new * (h.norm(dim=-1, keepdim=True) / new.norm(dim=-1, keepdim=True).clamp(min=1e-30))
-
-    return pushed(model, (at,), push, where, positions)
+    return pushed(model, (at,), lambda h: added(h, scale * v, keep_norm), where, positions)

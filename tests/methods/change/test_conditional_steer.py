@@ -86,6 +86,25 @@ def test_what_meets_the_condition_is_steered_and_all_else_is_the_plain_run_bit_f
             assert torch.equal(model(text), plain) == met
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"unit": "norm"}, {"where": "prompt"}, {"where": "generated", "keep_norm": True}, {"positions": (0, 2)},
+        {"keep_norm": True, "strength": -2.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_where_the_condition_holds_it_is_steering_with_the_same_settings(settings: dict[str, Any]) -> None:
+    model, fixed, _ = fitted("llama")
+    prompt, plain = Prompt("a hat and 3"), model("a hat and 3")
+    settings = {"direction": fixed["direction"], "layer": 1, "strength": 1.5} | settings
+    with steer(model, prompt, **settings):
+        want = model(prompt), list(model.generate(prompt, 5, 1.0, 2))
+    with conditional_steer(model, prompt, condition=fixed["condition"], rule="this or not this", **settings):
+        assert torch.equal(model(prompt), want[0]) and list(model.generate(prompt, 5, 1.0, 2)) == want[1]
+    assert not torch.equal(want[0], plain)
+
+
 @pytest.mark.parametrize(("family", "seed"), FAMILIES)
 def test_by_default_likeness_is_the_papers_and_layer_side_and_threshold_are_the_fitted_ones(
     family: str, seed: int
