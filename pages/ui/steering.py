@@ -205,8 +205,11 @@ def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], ru
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
 
-    def kind() -> None:
-        method = st.session_state[f"{key}:kind"]
+    def turned(name: str, shown: Any, apply: Any) -> Any:
+        """A callback that acts on another value alone: widgets that are new may call though no one touched them."""
+        return lambda: st.session_state[f"{key}:{name}"] == shown or apply(st.session_state[f"{key}:{name}"])
+
+    def kind(method: str) -> None:
         have = {control.name for control in METHODS[method].controls}
         kept = {name: settings[name] for name in ("layer", "where", "positions") if name in settings and name in have}
         amount, old = _amount(method), _amount(call.method)
@@ -218,15 +221,16 @@ def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], ru
             st.session_state[f"{key}:direction"] = chosen
             st.selectbox(
                 "Direction", list(names), key=f"{key}:direction", format_func=names.get,
-                on_change=lambda: but(direction=st.session_state[f"{key}:direction"], layer=None),
+                on_change=turned("direction", chosen, lambda new: but(direction=new, layer=None)),
                 help=_about(known) if known else None,
             )  # fmt: skip
             st.session_state[f"{key}:on"] = chip.on
-            st.toggle("On", key=f"{key}:on", on_change=lambda: _set(at, call, call, st.session_state[f"{key}:on"]))
+            st.toggle("On", key=f"{key}:on", on_change=turned("on", chip.on, lambda new: _set(at, call, call, new)))
         st.session_state[f"{key}:kind"] = call.method
         st.segmented_control(
             "What is done", [each for each in DIALS if each in METHODS], key=f"{key}:kind", format_func=DIALS.get,
-            required=True, label_visibility="collapsed", on_change=kind, help=METHODS[call.method].doc.summary,
+            required=True, label_visibility="collapsed", on_change=turned("kind", call.method, kind),
+            help=METHODS[call.method].doc.summary,
         )  # fmt: skip
         name = _amount(call.method)
         low, high = BOUNDS[name]
@@ -237,14 +241,14 @@ def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], ru
         st.slider(
             name.capitalize(), min(low * reach, value), max(high * reach, value), step=0.1 if reach == 1 else 0.02,
             key=f"{key}:amount", help=AMOUNT_HELP[name], format="%.2g",
-            on_change=lambda: but(**{name: st.session_state[f"{key}:amount"]}),
+            on_change=turned("amount", value, lambda new: but(**{name: new})),
         )  # fmt: skip
         if known and len(known.layers) > 1:
             layer = known.best if settings["layer"] is None else settings["layer"]
-            st.session_state[f"{key}:layer"] = min(max(layer, known.layers[0]), known.layers[-1])
+            layer = st.session_state[f"{key}:layer"] = min(max(layer, known.layers[0]), known.layers[-1])
             st.slider(
                 "After layer", known.layers[0], known.layers[-1], key=f"{key}:layer", help=_layers(known),
-                on_change=lambda: but(layer=st.session_state[f"{key}:layer"]),
+                on_change=turned("layer", layer, lambda new: but(layer=new)),
             )  # fmt: skip
         with st.container(horizontal=True, gap="small", vertical_alignment="center"):
             with st.popover("More", icon=":material/tune:"):
@@ -416,7 +420,7 @@ def _control(experiment: Experiment, found: list[Direction], running: list[Any])
     at, call = chosen
     strength = call.settings["strength"]
     out = {}
-    for measure in ("behaviour", "perplexity", "KL", "repetition"):
+    for measure in ("behaviour", "KL", "repetition", "perplexity"):
         lens = dataclasses.replace(
             experiment, lens=Call("side_effects")
         )  # the bench's own settings are of a whole curve
