@@ -218,7 +218,7 @@ def test_two_threads_at_once_judge_their_own_prompts() -> None:
 
     def work() -> None:
         gate.wait()
-        for _ in range(10):
+        for _ in range(3):
             for index, text in enumerate(PROMPTS):
                 with conditional_steer(model, Prompt(text), **settings, rule="this" if index % 2 else "not this"):
                     if (
