@@ -33,6 +33,12 @@ def one_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACTISCOPE_STORE", STORE)
 
 
+@pytest.fixture
+def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that keep SAEs of their own, which others would find."""
+    monkeypatch.setenv("ACTISCOPE_STORE", str(tmp_path))
+
+
 def read(model: LanguageModel, found: sae.SAE, texts: Any, token: str) -> tuple[np.ndarray, np.ndarray]:
     """What the SAE reads of each text, and its activations, one text at a time."""
     x, f = [], []
@@ -66,7 +72,7 @@ def test_the_feature_that_tells_the_sides_apart_is_taken_as_long_as_it_differs(
         assert torch.equal(given.vectors, direction.vectors) and given.key != direction.key
 
 
-def test_a_planted_feature_is_found_and_tells_examples_that_it_has_not_seen() -> None:
+def test_a_planted_feature_is_found_and_tells_examples_that_it_has_not_seen(empty_store: None) -> None:
     """Feature 7 of a random SAE is made to fire along the difference of means, and to write what it reads."""
     model, site = tiny.language("llama"), Site("resid_post", 1)
     sides = tiny.two_sides(20)
@@ -113,7 +119,9 @@ def test_what_a_transcoder_writes_is_the_same_direction_behind_its_layer(family:
 
 
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu", "gated", "abstopk", "matching_pursuit"])
-def test_one_unit_of_the_row_is_one_unit_of_activation_for_every_architecture(architecture: str) -> None:
+def test_one_unit_of_the_row_is_one_unit_of_activation_for_every_architecture(
+    architecture: str, empty_store: None
+) -> None:
     model = tiny.language("gpt2")
     name = keep(model, architecture, Site("resid_post", 1))
     found = sae.load(name)
@@ -154,9 +162,9 @@ def test_the_accuracy_that_is_kept_is_of_examples_that_had_no_part_in_the_choice
     assert kept.fact("accuracy") == pytest.approx(right) and len(chosen) > 1
 
 
-def test_a_feature_that_fires_on_neither_side_is_as_long_as_its_maximum_in_the_index() -> None:
+def test_a_feature_that_fires_on_neither_side_is_as_long_as_its_maximum_in_the_index(empty_store: None) -> None:
     model = tiny.featured(tiny.language("gpt2"))
-    name = sae.available(model)[0]
+    name = next(each for each in sae.available(model) if not sae.load(each).is_transcoder)
     found, texts = sae.load(name), Contrast(("a",), ("b",))
     index = open_index(model, found)
     assert index is not None
@@ -190,7 +198,7 @@ def test_effect_by_hand() -> None:
     assert effect(p, p).tolist() == [0, 0, 0, 0]
 
 
-def test_what_has_no_such_direction_gets_a_sentence() -> None:
+def test_what_has_no_such_direction_gets_a_sentence(empty_store: None) -> None:
     model = tiny.featured(tiny.language("gpt2"))
     heads = keep(model, site=Site("z", 1))
     first = keep(model, site=Site("resid_pre", 0))
