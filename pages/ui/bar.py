@@ -11,6 +11,7 @@ from interp import Unsuitable, directions, zoo
 from interp.evidence import strongest_channels, strongest_heads
 from interp.experiment import Call, Experiment
 from interp.methods import METHODS
+from interp.methods.steering import _tasks
 from interp.model import LanguageModel, Model, VisionModel
 from interp.results import FeaturePage
 from interp.samples import Image, Prompt, PromptPair, Target
@@ -229,6 +230,10 @@ def in_words(call: Call, model: Any) -> str:
         return f"{name}: {' '.join(filter(None, shown))}{where_at}" if numbers else f"{name}: none yet"
     if "direction" in settings:
         return f"{name}: {_pushed(settings, model)}{where_at}"
+    if "task" in settings:
+        tasks = _tasks.available(model)
+        task = next((str(each.about.get("name", "")) for each in tasks if settings["task"] in ("", each.key)), "none")
+        return f"{name}: {_short(task)}, {settings['share']:g}"
     if "neurons" in settings:
         return f"{name}: {len(settings['neurons'])} of layer {settings['layer']}"
     if "channels" in settings and METHODS[call.method].kind == "intervention":

@@ -24,6 +24,7 @@ from pages.ui.prompts import ready
 FITS = {
     "difference_of_means": "Difference of means", "pca_direction": "PCA", "probe_direction": "Probe",
     "sae_direction": "SAE feature", "condition_vector": "Condition", "grains": "GrAInS", "reft_direction": "Trained",
+    "soft_injection": "Task of heads",
 }  # fmt: skip
 """The ways to a direction, by the fit that goes it."""
 WAYS = ("Typed", "From a file", "A direction's file")
@@ -73,9 +74,11 @@ def examples(key: str) -> Contrast | None:
     return kept if kept.positive and kept.negative else None
 
 
-def make(model: LanguageModel, made: Callable[[str], None], running: list[Any]) -> None:
-    """Texts, a method, and what it costs; or a file. `made(key)` gets what comes of it; what takes long is added to
-    what runs."""
+def make(model: LanguageModel, made: Callable[[str, str], None], running: list[Any]) -> None:
+    """Texts, a method, and what it costs; or a file. `made(key, fit)` gets what comes of it.
+
+    running: what takes long is added to it.
+    """
     with st.container(border=True, key="own-direction-box"):
         st.markdown("**Make a direction**")
         way = st.segmented_control("From", WAYS, default=WAYS[0], key="direction-way", required=True)
@@ -110,7 +113,7 @@ def make(model: LanguageModel, made: Callable[[str], None], running: list[Any]) 
             st.warning(show.plain(str(problem)), icon=":material/info:")
 
 
-def _fit(wanted: jobs.Fit, made: Callable[[str], None], running: list[Any]) -> None:
+def _fit(wanted: jobs.Fit, made: Callable[[str, str], None], running: list[Any]) -> None:
     asked = f"asked:{wanted.digest}"
     if st.session_state.pop(f"stopped:{wanted.digest}", False):
         st.session_state.pop(asked, None)
@@ -123,7 +126,7 @@ def _fit(wanted: jobs.Fit, made: Callable[[str], None], running: list[Any]) -> N
     found = fitted(wanted, running)
     if found is not None:
         st.session_state.pop(asked)
-        _done(found, made)
+        _done(found, wanted.lens.method, made)
     elif wanted not in running:
         st.button("Again", key="fit-direction-again", on_click=lambda: st.session_state.pop(asked, None))
 
@@ -146,8 +149,8 @@ def fitted(wanted: jobs.Fit, running: list[Any]) -> str | None:
     return None
 
 
-def _done(key: str, made: Callable[[str], None]) -> None:
-    made(key)
+def _done(key: str, fit: str, made: Callable[[str, str], None]) -> None:
+    made(key, fit)
     st.session_state["own-direction"] = False
     st.rerun()
 
@@ -227,7 +230,7 @@ def _rows(text: str, jsonl: bool) -> list[tuple[int, dict[str, Any]]]:
 # ---------------------------------------------------------------------------------------------------------- as files
 
 
-def _import(model: LanguageModel, made: Callable[[str], None]) -> None:
+def _import(model: LanguageModel, made: Callable[[str, str], None]) -> None:
     file = st.file_uploader(
         "A .safetensors or .gguf file", type=["safetensors", "gguf"], key="direction-file",
         help="One of Actiscope's; a vector for each layer named by its number; or a control vector of repeng's.",
@@ -242,7 +245,7 @@ def _import(model: LanguageModel, made: Callable[[str], None]) -> None:
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
             return
-        made(key)
+        made(key, "")
         st.session_state["own-direction"] = False
 
     st.button("Read it", icon=":material/upload:", type="primary", key="read-direction", on_click=read)

@@ -17,7 +17,7 @@ from interp.experiment import Call, Experiment
 from interp.methods import METHODS
 from interp.methods.steering._conditions import best_layer
 from interp.model import LanguageModel
-from interp.results import Curve, Result, Table, TokenScores
+from interp.results import Curve, Result, Table, TokenGrid, TokenScores
 from interp.samples import Contrast, Prompt
 from pages.ui import components, jobs, share, show
 from pages.ui import directions as own
@@ -69,7 +69,8 @@ STARTS = {
 """Examples on the embedded model: a prompt, and what is done to it."""
 PANELS = {
     "kl_by_token": "Token by token", "dose_response": "Dose and response", "condition_scores": "Condition",
-    "compare_steering": "Compare", "direction_quality": "The direction",
+    "compare_steering": "Compare", "direction_quality": "The direction", "tcav": "TCAV",
+    "injection_map": "Heads of a task",
 }  # fmt: skip
 """What is asked below the texts, by the lens that answers."""
 
@@ -151,9 +152,10 @@ def _begin(text: str, call: Call) -> None:
     change(sample=Prompt(text), chips=(Chip(call),), position=None)
 
 
-def put(key: str) -> None:
-    """A direction that was just made or read: on the dial that has none of its own, or on a new one."""
-    change(chips=(*bench().chips, Chip(Call("steer", direction=key, strength=1.0))))
+def put(key: str, fit: str = "") -> None:
+    """A direction that was just made or read, on a new dial; a task is injected."""
+    call = Call("inject_task", task=key, share=1.0) if fit == "soft_injection" else None
+    change(chips=(*bench().chips, Chip(call or Call("steer", direction=key, strength=1.0))))
 
 
 # ----------------------------------------------------------------------------------------------------------- the dials
@@ -548,6 +550,8 @@ def _panel(model: LanguageModel, found: list[Direction], running: list[Any]) -> 
     """One more question about the same push, by the lens that answers it."""
     served = [each for each in PANELS if each in METHODS]
     method = bench().lens.method
+    if not any(chip.call.method == "inject_task" for chip in bench().chips) and method != "injection_map":
+        served = [each for each in served if each != "injection_map"]
     st.session_state["panel"] = method if method in served else served[0]
     chosen = st.segmented_control(
         "Look closer", served, key="panel", format_func=PANELS.get, required=True, label_visibility="collapsed",
@@ -555,7 +559,7 @@ def _panel(model: LanguageModel, found: list[Direction], running: list[Any]) -> 
     )  # fmt: skip
     ask = {
         "kl_by_token": _tokens, "dose_response": _dose, "condition_scores": _condition, "compare_steering": _compare,
-        "direction_quality": _quality,
+        "direction_quality": _quality, "tcav": _answer, "injection_map": _answer,
     }  # fmt: skip
     ask[chosen](model, found, running)
 
@@ -567,6 +571,27 @@ def _foot(asked: Experiment, result: Result) -> None:
         with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
             share.explain(METHODS[asked.lens.method])
         share.numbers(asked, result, f"steering:{asked.lens.method}")
+
+
+def _answer(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
+    """What a lens of numbers says, as a table."""
+    chosen = _first(found)
+    settings = {name: chosen[1].settings[name] for name in ("direction", "layer")} if chosen else {}
+    task = next((chip.call.settings["task"] for chip in bench().chips if chip.call.method == "inject_task"), "")
+    asked = _asked(bench().experiment, st.session_state["panel"], **settings, task=task)
+    result = _run(asked, running)
+    if not isinstance(result, Table | TokenGrid):
+        return
+    values = result.values if isinstance(result, Table) else result.values[0]
+    rows = [
+        [row, *(_cell(column, float(value)) for column, value in zip(result.columns, line, strict=True))]
+        for row, line in zip(result.rows, values, strict=True)
+    ]
+    st.markdown(f"**{METHODS[asked.lens.method].name}**" if isinstance(result, Table) else f"**{result.sheets[0]}**")
+    st.html(tabled(["", *result.columns], rows))
+    if result.note:
+        st.caption(show.plain(result.note))
+    _foot(asked, result)
 
 
 def _tokens(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:

@@ -217,3 +217,24 @@ def test_a_direction_that_is_not_kept_here_gets_a_sentence() -> None:
     change = json.dumps({"direction": "0" * 64, "strength": 1.0})
     app = opened("steering", **LINK, lens="side_effects", do=f"steer{change}")
     assert not app.exception and any("not kept here" in each.value for each in app.warning)
+
+
+def test_a_task_of_heads_is_injected_and_its_heads_are_shown() -> None:
+    app = opened("steering", **LINK, lens="side_effects", do=PUSH)
+    app.button(key="make-direction").click().run()
+    app.segmented_control(key="direction-fit").set_value("soft_injection").run()
+    shots = [f"hot = cold, big = small, {one} = {two}" for one, two in (("wet", "dry"), ("full", "empty"))]
+    plain = ["wet = dry", "full = empty", "above = below", "warm = cool"]
+    app.text_area(key="direction:positive").input("\n".join(shots)).run()
+    app.text_area(key="direction:negative").input("\n".join(plain)).run()
+    app.slider(key="fit:soft_injection:steps").set_value(2).run()
+    app.button(key="fit-direction").click().run()
+    for _ in range(60):
+        if len(calls(app)) > 1 or app.warning:
+            break
+        app.run()
+    assert not app.exception and not app.warning
+    assert calls(app)[-1].method == "inject_task" and calls(app)[-1].settings["share"] == 1
+    app.segmented_control(key="panel").set_value("injection_map").run()
+    assert not app.exception and app.session_state["bench"].lens.method == "injection_map"
+    assert any("<table" in each.proto.body for each in app.get("html"))
