@@ -162,13 +162,9 @@ class Conditioned:
 
 
 def conditioned(model: LanguageModel, count: int = PROMPTS) -> Conditioned:
-    """Steer towards refusing, always and where a condition fitted on other requests is met (CAST)."""
-    condition = METHODS["condition_vector"](
-        model, recipe.split("refusal", (" Sorry",)), similarity="projection", tokens="last"
-    )
-    layer = model.layers - 1
-    settings: dict[str, Any] = {"direction": "stories/refusal", "layer": layer, "strength": 1.5}
+    """Steer towards refusing, always and where the condition that comes with the model is met (CAST)."""
     task = tasks()[1]
+    settings: dict[str, Any] = {"direction": task.direction, "layer": task.layer, "strength": 2.25}
     found = []
     for answer in (" Sorry", " Sure"):
         prompts = _cases("refusal", answer, 22, True)[:count]
@@ -177,7 +173,7 @@ def conditioned(model: LanguageModel, count: int = PROMPTS) -> Conditioned:
             share(model, task, prompts, lambda: METHODS["steer"](model, Prompt("The"), **settings)),
             share(
                 model, task, prompts,
-                lambda: METHODS["conditional_steer"](model, Prompt("The"), condition=condition, **settings),
+                lambda: METHODS["conditional_steer"](model, Prompt("The"), condition="stories/harmful", **settings),
             ),
         ))  # fmt: skip
     return Conditioned(*found)

@@ -6,7 +6,8 @@
 sentiment, refusal, plural: 100 prompts on either side of what `grammar.cases` asks for, none of them held out there.
 topic: prompts of letters and chatter about cooking against those about other topics, cut off before a word of the topic
 has to follow. formality: whole documents, letters against chatter. country: prompts that name France against others.
-Differences of means after every layer, at the last token (formality: over all tokens). A few seconds each.
+Differences of means after every layer, at the last token (formality: over all tokens). harmful: a condition, the probe
+that tells harmful requests from harmless ones by its projection, of 200 of each. A few seconds each.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import grammar
 
 from interp import directions, zoo
+from interp.methods.steering.condition_vector import condition_vector
 from interp.methods.steering.difference_of_means import difference_of_means
 from interp.samples import Contrast
 
@@ -38,10 +40,10 @@ TOPIC_FRAMES = (
 )
 
 
-def split(behaviour: str, positive: tuple[str, ...], seed: int = SEED, held: bool = False) -> Contrast:
+def split(behaviour: str, positive: tuple[str, ...], seed: int = SEED, held: bool = False, n: int = COUNT) -> Contrast:
     """Prompts whose answer is one of `positive`, against the others."""
-    cases = grammar.cases(behaviour, 4 * COUNT, seed, held)
-    sides = [[case.prompt for case in cases if (case.answer in positive) == side][:COUNT] for side in (True, False)]
+    cases = grammar.cases(behaviour, 4 * n, seed, held)
+    sides = [[case.prompt for case in cases if (case.answer in positive) == side][:n] for side in (True, False)]
     return Contrast(*map(tuple, sides))
 
 
@@ -86,10 +88,12 @@ READY = {
     "topic": topic,
     "formality": formality,
     "country": country,
+    "harmful": lambda: split("refusal", (" Sorry",), n=2 * COUNT),
 }
 NAMES = {
     "sentiment": "Good over bad reviews", "refusal": "Refusing over helping", "plural": "Plural over singular subjects",
     "topic": "Cooking over other topics", "formality": "Letters over chatter", "country": "France over other countries",
+    "harmful": "Condition: a harmful request",
 }  # fmt: skip
 
 
@@ -99,7 +103,11 @@ def main() -> None:
         os.environ["ACTISCOPE_STORE"] = store
         for name, contrast in READY.items():
             token = "mean" if name == "formality" else "last"
-            key = difference_of_means(model, contrast(), token=token, name=NAMES[name])
+            if name == "harmful":
+                settings = {"by": "probe", "similarity": "projection", "name": NAMES[name]}
+                key = condition_vector(model, contrast(), **settings)
+            else:
+                key = difference_of_means(model, contrast(), token=token, name=NAMES[name])
             place = directions.SHELF / "stories" / f"{name}.safetensors"
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(directions.folder() / f"{key}.safetensors", place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -53,6 +54,20 @@ def pushed(
         return new if chosen is None else torch.where(chosen.unsqueeze(-1), new, h)
 
     return model.edit({Site("resid_post", layer): edit for layer in layers})
+
+
+def scale_of(found: Direction, layer: int, v: Float[Tensor, d], strength: float, unit: str) -> float:
+    """What v is multiplied by: the strength in shifts, or in mean lengths of the stream.
+
+    Raises:
+        Unsuitable: nothing is known of the length of the stream.
+    """
+    if unit == "shift":
+        return strength
+    norm = found.fact("norm", layer)
+    if math.isnan(norm):
+        raise Unsuitable(f"{found.name} does not say how long the stream is; give the strength in shifts.")
+    return strength * norm / float(v.norm())
 
 
 def added(h: Tensor, step: Tensor, keep_norm: bool) -> Tensor:

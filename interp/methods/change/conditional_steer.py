@@ -8,7 +8,7 @@ from torch import Tensor
 from interp.hooks import Block, here
 from interp.method import DirectionName, Positions, Range, Unset, intervention
 from interp.methods.change._places import positions_of
-from interp.methods.change._steering import Where, added, at_layer, pushed
+from interp.methods.change._steering import Where, added, at_layer, pushed, scale_of
 from interp.methods.reading._prompts import no_blocks
 from interp.methods.steering._conditions import CAST, Condition, Fires, condition_of, counted, last_of, mean_of, rule_of
 from interp.model import LanguageModel
@@ -71,7 +71,7 @@ def conditional_steer(
     if strength == 0:
         return None
     found, at, v = at_layer(model, direction, layer)
-    scale = strength if unit == "shift" else strength * found.fact("norm", at) / float(v.norm())
+    scale = scale_of(found, at, v, strength, unit)
 
     def named(name: str, layer: int | None, threshold: float | None, fires: Fires) -> Condition:
         return condition_of(model, name, layer, threshold, fires, at)

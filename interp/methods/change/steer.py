@@ -2,7 +2,7 @@ from typing import Annotated, Literal
 
 from interp.hooks import Block
 from interp.method import DirectionName, Positions, Range, Unset, intervention
-from interp.methods.change._steering import Where, added, at_layer, pushed
+from interp.methods.change._steering import Where, added, at_layer, pushed, scale_of
 from interp.methods.reading._prompts import no_blocks
 from interp.methods.steering.difference_of_means import PAPER
 from interp.model import LanguageModel
@@ -48,6 +48,6 @@ def steer(
     if strength == 0:
         return None
     found, at, v = at_layer(model, direction, layer)
-    scale = strength if unit == "shift" else strength * found.fact("norm", at) / float(v.norm())
+    scale = scale_of(found, at, v, strength, unit)
 
     return pushed(model, (at,), lambda h: added(h, scale * v, keep_norm), where, positions)

@@ -143,6 +143,8 @@ def judged(
         folds = min(FOLDS, pairs)
         generator = np.random.default_rng(seed)
         parts = [generator.permutation(len(each)) % folds for each in (p, n)]
+        if len(p) == len(n):  # pairs stay pairs
+            parts[1] = parts[0]
         right = torch.zeros_like(low)
         for fold in range(folds):
             kept, held = zip(

@@ -131,3 +131,13 @@ def test_what_can_not_be_pushed_gets_a_sentence() -> None:
         steer(model, PROMPT, direction=huge, layer=0, strength=100.0),
     ):
         model(TEXT)
+
+
+def test_a_strength_in_lengths_of_a_stream_that_is_not_known_gets_a_sentence() -> None:
+    model = tiny.language("gpt2")
+    found = directions.Direction("mine", "own", model.name, model.digest, (1,), torch.ones(1, 16))
+    with (
+        pytest.raises(Unsuitable, match="in shifts"),
+        steer(model, Prompt("The cat"), direction=directions.keep(found), strength=1.0, unit="norm"),
+    ):
+        pass
