@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from interp import Unsuitable
+from interp import Unsuitable, directions
 from interp.methods.change.steer import steer
 from interp.samples import Prompt
 from tests import tiny
