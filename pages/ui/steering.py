@@ -243,7 +243,7 @@ def _dial(number: int, at: int, model: LanguageModel, found: list[Direction], ru
         st.slider(
             name.capitalize(), min(low * reach, value), max(high * reach, value), step=0.1 if reach == 1 else 0.02,
             key=f"{key}:amount", help=AMOUNT_HELP[name], format="%.2g",
-            on_change=turned("amount", value, lambda new: but(**{name: new})),
+            on_change=turned("amount", value, lambda new: but(**{name: round(new, 6)})),
         )  # fmt: skip
         if known and len(known.layers) > 1:
             layer = known.best if settings["layer"] is None else settings["layer"]
