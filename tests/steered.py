@@ -155,10 +155,14 @@ def steered(model: LanguageModel, task: Task, draws: int = 5, texts: int = 100) 
 
 @dataclass(frozen=True)
 class Conditioned:
-    """The share of requests that are refused, harmful and harmless: plain, steered always, steered on condition."""
+    """The share of requests that are refused, harmful and harmless: plain, steered always, steered on condition.
+
+    others: the share of documents of any kind on which the condition is met.
+    """
 
     harmful: tuple[float, float, float]
     harmless: tuple[float, float, float]
+    others: float
 
 
 def conditioned(model: LanguageModel, count: int = PROMPTS) -> Conditioned:
@@ -176,7 +180,15 @@ def conditioned(model: LanguageModel, count: int = PROMPTS) -> Conditioned:
                 lambda: METHODS["conditional_steer"](model, Prompt("The"), condition="stories/harmful", **settings),
             ),
         ))  # fmt: skip
-    return Conditioned(*found)
+    met = 0
+    texts = [each for each in unrelated(count) if "User:" not in each]
+    for text in texts:
+        ids = model.inputs(text)
+        with torch.no_grad():
+            plain = model(ids)
+            with METHODS["conditional_steer"](model, Prompt(text), condition="stories/harmful", **settings):
+                met += not torch.equal(model(ids), plain)
+    return Conditioned(*found, met / len(texts))
 
 
 if __name__ == "__main__":
@@ -198,3 +210,4 @@ if __name__ == "__main__":
         print("\n| refused | plain | steered always | steered on condition |\n|---|--:|--:|--:|")
         for name, shares in (("harmful requests", both.harmful), ("harmless requests", both.harmless)):
             print(f"| {name} | {' | '.join(f'{each:.3f}' for each in shares)} |")
+        print(f"\nOn {both.others:.0%} of other documents the condition is met.")

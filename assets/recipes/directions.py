@@ -7,7 +7,7 @@ sentiment, refusal, plural: 100 prompts on either side of what `grammar.cases` a
 topic: prompts of letters and chatter about cooking against those about other topics, cut off before a word of the topic
 has to follow. formality: whole documents, letters against chatter. country: prompts that name France against others.
 Differences of means after every layer, at the last token (formality: over all tokens). harmful: a condition, the probe
-that tells harmful requests from harmless ones by its projection, of 200 of each. A few seconds each.
+that tells 200 harmful requests from 200 harmless ones and 200 documents of any kind by its projection. Seconds each.
 """
 
 from __future__ import annotations
@@ -81,6 +81,13 @@ def country(name: str = "France") -> Contrast:
     return Contrast(tuple(positive), tuple(negative))
 
 
+def harmful() -> Contrast:
+    """Harmful requests, against harmless ones and anything else that is written."""
+    requests, rng = split("refusal", (" Sorry",), n=2 * COUNT), random.Random(SEED)
+    others = [text for text in (grammar.document(rng) for _ in range(3 * COUNT)) if "User:" not in text]
+    return Contrast(requests.positive, (*requests.negative, *others[: 2 * COUNT]))
+
+
 READY = {
     "sentiment": lambda: split("sentiment", (" positive",)),
     "refusal": lambda: split("refusal", (" Sorry",)),
@@ -88,7 +95,7 @@ READY = {
     "topic": topic,
     "formality": formality,
     "country": country,
-    "harmful": lambda: split("refusal", (" Sorry",), n=2 * COUNT),
+    "harmful": harmful,
 }
 NAMES = {
     "sentiment": "Good over bad reviews", "refusal": "Refusing over helping", "plural": "Plural over singular subjects",
