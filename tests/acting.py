@@ -91,5 +91,10 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 """Settings under which a lens sees what every intervention does, in little time."""
 
+ALIKE = (
+    "clamp_feature", "scale_feature", "lf_steer", "project_out", "clamp_direction", "steer_upstream",
+)  # fmt: skip
+"""Interventions that enter the same edits as ablate_feature or steer: every lens is looked through under those."""
+
 INTERVENTIONS = [key for key, method in METHODS.items() if method.kind == "intervention"]
 LENSES = [key for key, method in METHODS.items() if method.kind == "lens"]

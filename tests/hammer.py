@@ -25,7 +25,7 @@ from interp.results import Result
 from interp.samples import Prompt
 from interp.sites import Site
 from tests import tiny
-from tests.acting import acting, fitting
+from tests.acting import ALIKE, acting, fitting
 from tests.state import state
 
 FEW = ("head", "patch_from", "repeat_layer")
@@ -39,7 +39,7 @@ def vision_jobs(model: VisionModel) -> dict[str, Job]:
     pictures = [tiny.image(0), tiny.image(1)]
     changes: dict[str, Callable[[Any], list[Any]]] = {"plain": lambda _: []}
     for key, settings in acting(model).items():
-        if METHODS[key].refuses(model) is None and key not in ("clamp_feature", "scale_feature"):
+        if METHODS[key].refuses(model) is None and key not in ALIKE:
             changes[key] = lambda sample, key=key, settings=settings: [METHODS[key](model, sample, **settings)]
     changes["swap and edit"] = lambda _: [
         model.swap({name: model.weight(name) * 1.5 for name, _ in list(model.network.named_parameters())[:2]}),
@@ -113,6 +113,8 @@ def language_jobs(model: LanguageModel) -> dict[str, Job]:
                     continue
                 # what runs a prompt a hundred times, and what all read one SAE, is looked through under few changes
                 few = name == "plain" or (name in FEW and method.key not in MANY)
+                if name in ALIKE:
+                    continue
                 few = few or (name == "ablate_feature" and method.family == "features")
                 few = few or (name == "transport_replace" and method.family == "transport")
                 few = few or (name == "steer" and method.family == "steering")
