@@ -275,7 +275,7 @@ def test_at_its_identity_setting_nothing_is_entered(key: str, family: str) -> No
         assert torch.equal(model(given), plain)
 
 
-@pytest.mark.parametrize("family", ["resnet", "vit", "swin", "gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("family", ["resnet", "vit", "swin", "gpt2", "gemma2"])
 def test_every_lens_after_every_intervention(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each result is of the changed model, however the captures of the unchanged one are kept."""
     monkeypatch.setattr(_replacement, "TEXTS", 2)  # means are taken anew each time, and two texts have one as well
