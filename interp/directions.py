@@ -197,11 +197,8 @@ def folder() -> Path:
 
 def available(model: Model) -> list[Direction]:
     """The directions of this model: of the shelf in the order of their names, then those of the store, newest first."""
-    kept = [path for path in folder().glob("*.safetensors") if re.fullmatch(r"[0-9a-f]{64}\.safetensors", path.name)]
-    paths = [(path, f"{path.parent.name}/{path.stem}") for path in sorted(SHELF.glob("*/*.safetensors"))]
-    paths += [(path, path.stem) for path in sorted(kept, key=lambda each: (-each.stat().st_mtime_ns, each.name))]
     found = []
-    for path, key in paths:
+    for path, key in store.kept_arrays("directions", SHELF):
         try:
             each = _opened(path, path.stat().st_mtime_ns, key)
         except (Unsuitable, OSError):

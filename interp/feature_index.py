@@ -6,11 +6,10 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ import PIL.Image
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from interp import Unsuitable, hooks, progress, store
@@ -405,7 +404,7 @@ def build(
             "context": reader.context, "model": model.name, "model_digest": model.digest, "sae": sae.name,
             "sae_digest": sae.digest, "site": str(sae.site), "target": str(sae.target), "features": sae.d_sae,
         }  # fmt: skip
-        _write(path, arrays, {"index": json.dumps(about, sort_keys=True)})
+        store.write_arrays(path, arrays, {"index": json.dumps(about, sort_keys=True)})
         part.unlink(missing_ok=True)
     return Index(path)
 
@@ -438,7 +437,7 @@ def _passed(
             seen, images, done, documents = reader.blank(seed), {}, 0, 0
 
     def save() -> None:
-        _write(part, seen.state() | _packed(images) | {"done": np.array([done, documents])}, {})
+        store.write_arrays(part, seen.state() | _packed(images) | {"done": np.array([done, documents])}, {})
 
     saved = time.monotonic()
     try:
@@ -588,21 +587,6 @@ def _named(sae: SAE) -> SAE | str:
         return sae.name if saes.load(sae.name).digest == sae.digest else sae
     except Unsuitable:
         return sae
-
-
-def _write(path: Path, arrays: dict[str, Array], metadata: dict[str, str]) -> None:
-    """Write so that a reader, and the next run, sees all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob("*.new"):  # by a run that was killed while it wrote
-        with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > 3600:
-                left.unlink()
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, new, metadata)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _thumbnail(picture: PIL.Image.Image, label: str) -> tuple[bytes, bytes]:

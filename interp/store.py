@@ -114,6 +114,14 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
         new.unlink(missing_ok=True)
 
 
+def kept_arrays(kind: str, shelf: Path) -> list[tuple[Path, str]]:
+    """The safetensors files of a kind and their names: those of a shelf by name, then the store's, newest first."""
+    own = [path for path in (folder() / kind).glob("*.safetensors") if DIGEST.fullmatch(path.stem)]
+    newest = sorted(own, key=lambda each: (-each.stat().st_mtime_ns, each.name))
+    shown = [(path, f"{path.parent.name}/{path.stem}") for path in sorted(shelf.glob("*/*.safetensors"))]
+    return shown + [(path, path.stem) for path in newest]
+
+
 def _path(kind: str, digest: str) -> Path:
     if not DIGEST.fullmatch(digest):
         raise ValueError(f"{digest[:80]!r} is no sha256")

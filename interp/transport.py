@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -303,16 +302,10 @@ def folder() -> Path:
     return store.folder() / "transport"
 
 
-def _files(model: Model) -> list[Path]:
-    kept = [path for path in folder().glob("*.safetensors") if re.fullmatch(r"[0-9a-f]{64}\.safetensors", path.name)]
-    # those that come with the model first, then the newest
-    return [*sorted(SHELF.glob("*/*.safetensors")), *sorted(kept, key=lambda each: (-each.stat().st_mtime_ns, each))]
-
-
 def available(model: Model, policy: str = "") -> list[Operators]:
     """The operators of this model, those that come with it first; of one policy, or of all."""
     found = []
-    for path in _files(model):
+    for path, _ in store.kept_arrays("transport", SHELF):
         try:
             each = _opened(path, path.stat().st_mtime_ns)
         except (Unsuitable, OSError):

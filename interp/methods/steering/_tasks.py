@@ -57,11 +57,8 @@ def keep(task: Task, key: str) -> str:
 
 def available(model: LanguageModel) -> list[Task]:
     """The tasks of this model: of the shelf in the order of their names, then those of the store, newest first."""
-    kept = path_of("").parent.glob("*.safetensors")
-    paths = [(path, f"{path.parent.name}/{path.stem}") for path in sorted(SHELF.glob("*/*.safetensors"))]
-    paths += [(path, path.stem) for path in sorted(kept, key=lambda each: (-each.stat().st_mtime_ns, each.name))]
     found = []
-    for path, key in paths:
+    for path, key in store.kept_arrays("tasks", SHELF):
         try:
             each = _opened(path, path.stat().st_mtime_ns, key)
         except (Unsuitable, OSError):
