@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import streamlit as st
 
-from interp import evidence
+from interp import Unsuitable, evidence
 from interp.experiment import Call, Experiment
 from interp.figures import Look, backdrop, colours_of, data_url, draw, fitted, legend, overlay, viewed
 from interp.methods import METHODS
@@ -231,6 +231,40 @@ def _measured(experiment: Experiment, result: Result) -> list[str]:
             else ":red[not reproduced: the numbers differ from those stored with the link]"
         )
     return parts
+
+
+def stopped(experiment: Experiment | jobs.Fit) -> str:
+    """Where it is noted that someone has stopped this work."""
+    return f"stopped:{experiment.digest}"
+
+
+def found(
+    experiment: Experiment | jobs.Fit,
+    running: list[Any],
+    most: float = jobs.QUICK,
+    warn: Callable[[Unsuitable], object] | None = None,
+) -> Any:
+    """A result, or None: what takes over `most` seconds is added to what runs, can be stopped and asked for again."""
+    try:
+        if jobs.known(experiment) is not None or jobs.estimate(experiment) <= most:
+            return jobs.run(experiment)
+        if st.session_state.get(stopped(experiment)):
+            name = METHODS[experiment.lens.method].name
+            st.button(f"{name}: about {jobs.estimate(experiment):.0f} s", key=f"run:{experiment.digest[:12]}",
+                      icon=":material/play_arrow:",
+                      on_click=lambda: st.session_state.pop(stopped(experiment), None))  # fmt: skip
+            return None
+        state = jobs.later(experiment)
+        if isinstance(state, jobs.Job):
+            running.append(experiment)
+            return None
+        return state
+    except Unsuitable as problem:
+        if warn is None:
+            st.warning(plain(str(problem)), icon=":material/info:")
+        else:
+            warn(problem)
+        return None
 
 
 def waiting(experiments: list[Experiment], stopped: Callable[[], object]) -> None:

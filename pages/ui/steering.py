@@ -94,7 +94,7 @@ def working(model: LanguageModel) -> None:
     waiting = _bench(model, found, running) if found else st.container()
     if running:
         with waiting:
-            show.waiting(running, lambda: st.session_state.update({_stopped(each): True for each in running}))
+            show.waiting(running, lambda: st.session_state.update({show.stopped(each): True for each in running}))
 
 
 def _bench(model: LanguageModel, found: list[Direction], running: list[Any]) -> Any:
@@ -358,37 +358,12 @@ def _visible(text: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the meters
 
 
-def _stopped(experiment: Experiment | jobs.Fit) -> str:
-    return f"stopped:{experiment.digest}"
-
-
 def _asked(experiment: Experiment, key: str, **settings: Any) -> Experiment:
     """The experiment through a lens of this page: what the dials say, and over that what its own settings say."""
     own = experiment.lens.changed if experiment.lens.method == key else {}
     have = {control.name for control in METHODS[key].controls}
     derived = {name: value for name, value in settings.items() if name in have}
     return dataclasses.replace(experiment, lens=Call(key, **{**derived, **own}))
-
-
-def _run(experiment: Experiment, running: list[Any], most: float = jobs.QUICK) -> Any:
-    """A result, or None: what takes over `most` seconds is added to what runs, can be stopped and asked for again."""
-    try:
-        if jobs.known(experiment) is not None or jobs.estimate(experiment) <= most:
-            return jobs.run(experiment)
-        if st.session_state.get(_stopped(experiment)):
-            name = METHODS[experiment.lens.method].name
-            st.button(f"{name}: about {jobs.estimate(experiment):.0f} s", key=f"run:{experiment.digest[:12]}",
-                      icon=":material/play_arrow:",
-                      on_click=lambda: st.session_state.pop(_stopped(experiment), None))  # fmt: skip
-            return None
-        state = jobs.later(experiment)
-        if isinstance(state, jobs.Job):
-            running.append(experiment)
-            return None
-        return state
-    except Unsuitable as problem:
-        st.warning(show.plain(str(problem)), icon=":material/info:")
-        return None
 
 
 def _luck() -> dict[str, Any]:
@@ -427,7 +402,7 @@ def _control(experiment: Experiment, found: list[Direction], running: list[Any])
             experiment, lens=Call("side_effects")
         )  # the bench's own settings are of a whole curve
         asked = _pushes(lens, at, call, measure=measure, largest=abs(strength), steps=3, seeds=CONTROLS)
-        curve = _run(asked, running)
+        curve = show.found(asked, running)
         if isinstance(curve, Curve):
             out[measure] = float(curve.y[curve.series.index("random"), 0 if strength < 0 else -1])
     return out
@@ -439,7 +414,7 @@ def _meters(experiment: Experiment, found: list[Direction], running: list[Any]) 
     chosen = _first(found)
     direction = {"direction": chosen[1].settings["direction"]} if chosen else {}
     asked = _asked(experiment, "side_effects", **_luck(), **direction)
-    table = _run(asked, running, LIVE)
+    table = show.found(asked, running, LIVE)
     if not isinstance(table, Table):
         return
     remember(asked)
@@ -501,9 +476,9 @@ def _curve(
     if call.settings["unit"] == "norm":
         settings["largest"] = REACH / 4
     asked = _pushes(experiment, at, call, **settings)
-    curve = _run(asked, running)
+    curve = show.found(asked, running)
     cost, again = (
-        _run(dataclasses.replace(asked, lens=asked.lens.but(measure=each, seeds=1)), running)
+        show.found(dataclasses.replace(asked, lens=asked.lens.but(measure=each, seeds=1)), running)
         for each in ("perplexity", "repetition")
     )
     if not isinstance(curve, Curve) or not isinstance(cost, Curve) or not isinstance(again, Curve):
@@ -579,7 +554,7 @@ def _answer(model: LanguageModel, found: list[Direction], running: list[Any]) ->
     settings = {name: chosen[1].settings[name] for name in ("direction", "layer")} if chosen else {}
     task = next((chip.call.settings["task"] for chip in bench().chips if chip.call.method == "inject_task"), "")
     asked = _asked(bench().experiment, st.session_state["panel"], **settings, task=task)
-    result = _run(asked, running)
+    result = show.found(asked, running)
     if not isinstance(result, Table | TokenGrid):
         return
     values = result.values if isinstance(result, Table) else result.values[0]
@@ -597,7 +572,7 @@ def _answer(model: LanguageModel, found: list[Direction], running: list[Any]) ->
 def _tokens(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     """How far what is expected next moved, at every token of the prompt and of the steered text."""
     asked = _asked(bench().experiment, "kl_by_token", **_luck())
-    result = _run(asked, running)
+    result = show.found(asked, running)
     if not isinstance(result, TokenScores):
         return
     components.strip(
@@ -697,12 +672,14 @@ def _condition(model: LanguageModel, found: list[Direction], running: list[Any])
     if fires == "as fitted" and "fires above" in known.facts:
         fires = "above" if known.fact("fires above", layer) else "below"
     elif fires == "as fitted":  # nothing was: the side that tells the examples better
-        sides = {each: _run(dataclasses.replace(asked, lens=asked.lens.but(fires=each)), running) for each in SIDES}
+        sides = {
+            each: show.found(dataclasses.replace(asked, lens=asked.lens.but(fires=each)), running) for each in SIDES
+        }
         told = {each: curve.y[2].max() for each, curve in sides.items() if isinstance(curve, Curve)}
         fires = max(told, key=lambda each: told[each]) if told else "above"
     asked = dataclasses.replace(asked, lens=asked.lens.but(fires=fires))
-    result = _run(asked, running)
-    here = _run(dataclasses.replace(asked, sample=bench().sample), running)
+    result = show.found(asked, running)
+    here = show.found(dataclasses.replace(asked, sample=bench().sample), running)
     if not isinstance(result, Curve) or not isinstance(here, Curve):
         return
     y = dict(zip(result.series, result.y.tolist(), strict=True))
@@ -810,7 +787,7 @@ def _compare(model: LanguageModel, found: list[Direction], running: list[Any]) -
         _rivals(chosen[1], own, running)
     direction = {"direction": chosen[1].settings["direction"]} if chosen else {}
     asked = _asked(bench().experiment, "compare_steering", **direction)
-    table = _run(asked, running)
+    table = show.found(asked, running)
     if not isinstance(table, Table):
         return
     rows = []
@@ -860,7 +837,7 @@ def _rivals(call: Call, lens: Call, running: list[Any]) -> None:
     """The same behaviour pushed along directions made otherwise, from the same examples."""
     fits = [each for each in RIVALS if each in METHODS]
     wanted: tuple[jobs.Fit, ...] = st.session_state.get("rivals", ())
-    if any(st.session_state.pop(_stopped(each), False) for each in wanted):
+    if any(st.session_state.pop(show.stopped(each), False) for each in wanted):
         wanted = st.session_state["rivals"] = ()
     with st.popover("Rivals from examples", icon=":material/add:"):
         st.caption(f"{', '.join(own.FITS[each] for each in fits)}: each made of the same examples, pushed as hard.")
@@ -941,7 +918,7 @@ def _quality(model: LanguageModel, found: list[Direction], running: list[Any]) -
     chosen = _first(found)
     direction = chosen[1].settings["direction"] if chosen else found[0].key
     asked = _asked(bench().experiment, "direction_quality", direction=direction)
-    table = _run(asked, running)
+    table = show.found(asked, running)
     known = own.named(model, asked.lens.settings["direction"])
     if not isinstance(table, Table) or known is None:
         return

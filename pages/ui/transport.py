@@ -94,7 +94,7 @@ def working(model: LanguageModel) -> None:
         _life(model, experiment, fitted, name, chosen, source, target, listed, running)
     if running:
         with bar:
-            show.waiting(running, lambda: st.session_state.update({_stopped(each): True for each in running}))
+            show.waiting(running, lambda: st.session_state.update({show.stopped(each): True for each in running}))
 
 
 # --------------------------------------------------------------------------------------------------- what is looked at
@@ -195,29 +195,8 @@ def _asked(experiment: Experiment, key: str, fitted: Operators, **settings: Any)
     return dataclasses.replace(experiment, lens=Call(key, **{**kept, **settings}))
 
 
-def _stopped(experiment: Experiment) -> str:
-    return f"stopped:{experiment.digest}"
-
-
 def _run(experiment: Experiment, running: list[Experiment]) -> Any:
-    """A result, or None: long work is added to what runs, and can be stopped and asked for again."""
-    try:
-        if jobs.known(experiment) is not None or jobs.estimate(experiment) <= jobs.QUICK:
-            return jobs.run(experiment)
-        if st.session_state.get(_stopped(experiment)):
-            name = METHODS[experiment.lens.method].name
-            st.button(f"{name}: about {jobs.estimate(experiment):.0f} s", key=f"run:{experiment.digest[:12]}",
-                      icon=":material/play_arrow:",
-                      on_click=lambda: st.session_state.pop(_stopped(experiment), None))  # fmt: skip
-            return None
-        state = jobs.later(experiment)
-        if isinstance(state, jobs.Job):
-            running.append(experiment)
-            return None
-        return state
-    except Unsuitable as problem:
-        _warn(problem)
-        return None
+    return show.found(experiment, running, warn=_warn)
 
 
 def _warn(problem: Unsuitable) -> None:
