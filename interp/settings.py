@@ -58,11 +58,14 @@ class Settings:
     proxies: int = _setting("proxies in front whose X-Forwarded-For is believed", 0, 0)
     memory: int = _setting("bytes this process may take; what the machine or container has if 0", 0)
     upload_bytes: int = _setting("bytes of an uploaded file", 20 * MB, 10 * MB)
+    held_bytes: int = _setting("bytes of all uploaded files while their pages are open", 0, GB // 2)
     pixels: int = _setting("pixels of an image, from its header", 50_000_000, 25_000_000)
     characters: int = _setting("characters of a prompt", 10_000, 4_000)
     frames: str = _setting(
         "which sites may show this one in a frame: `*`, `none`, or addresses separated by spaces", "*"
     )
+    metrics_token: str = _setting("whoever sends it as a bearer token may read /metrics from anywhere", "")
+    drain: float = _setting("seconds that running work gets after SIGTERM, while nobody new is let in", 0.0, 8.0)
     logs: str = _setting("how the log is written: text or json", "text", "json")
 
 
