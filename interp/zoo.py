@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,13 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | None = None)
 
 def shelf() -> dict[str, dict[str, Any]]:
     """The embedded models by name: their configuration, with the text of the model card under `card`."""
+    return {name: dict(each) for name, each in _read_shelf(SHELF).items()}
+
+
+@lru_cache(maxsize=8)
+def _read_shelf(place: Path) -> dict[str, dict[str, Any]]:
     found = {}
-    for folder in sorted(SHELF.glob("*")) if SHELF.exists() else []:
+    for folder in sorted(place.glob("*")) if place.exists() else []:
         if (folder / "model.safetensors").exists():
             card = folder / "card.md"
             config = json.loads((folder / "config.json").read_text())
