@@ -6,12 +6,16 @@
 import interp  # noqa: F401  (first: it sets what has to be set before torch is imported)
 
 # isort: split
+from pathlib import Path
+
 import streamlit as st
+
+from pages import server
 
 if __name__ == "__main__":
     st.set_page_config(
         page_title="Actiscope",
-        page_icon=":material/center_focus_strong:",
+        page_icon=str(Path(__file__).parent / "assets" / "icon.svg"),  # Streamlit's own icons come from elsewhere
         layout="wide",
         initial_sidebar_state="collapsed",
     )
@@ -28,11 +32,18 @@ if __name__ == "__main__":
             st.Page("pages/methods.py", title="Methods", icon=":material/menu_book:"),
             st.Page("pages/models.py", title="Models", icon=":material/deployed_code:"),
             st.Page("pages/history.py", title="History", icon=":material/history:"),
+            st.Page("pages/snapshot.py", title="A shared view", visibility="hidden"),
         ],
         position="top",
     )
-    page.run()
+    with server.metrics.timed("page", page=page.url_path or "home"):
+        page.run()
 else:
-    from pages import server
-
-    app = st.App(__file__, routes=server.ROUTES, middleware=server.MIDDLEWARE, lifespan=server.lifespan)
+    server.prepare()
+    app = st.App(
+        __file__,
+        routes=server.ROUTES,
+        middleware=server.MIDDLEWARE,
+        lifespan=server.lifespan,
+        on_script_error=server.failed,
+    )

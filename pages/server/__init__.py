@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+import asyncio
+import importlib
 
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import Receive, Scope, Send
+from streamlit import config
+
+from interp import settings
+from pages.server import metrics, ready
+from pages.server.door import Door
+from pages.server.headers import Headers
+from pages.server.logs import Requests, failed
+from pages.server.ready import lifespan
 
 
-async def _healthy(request: Request) -> Response:
-    return PlainTextResponse("ok\n")
+class _ShortLinks:
+    """What is below /s/. It needs models and with them torch, so it is imported when somebody comes, in a thread."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        previews = await asyncio.to_thread(importlib.import_module, "pages.server.previews")
+        await Router(previews.ROUTES)(scope, receive, send)
 
 
-ROUTES: list[BaseRoute] = [Route("/healthz", _healthy)]
-MIDDLEWARE: list[Middleware] = []
+ROUTES: list[BaseRoute] = [
+    Route("/healthz", ready.alive),
+    Route("/readyz", ready.answer),
+    Route("/metrics", metrics.answer),
+    Route("/s/{rest:path}", _ShortLinks()),
+]
+MIDDLEWARE = [Middleware(Requests), Middleware(Headers), Middleware(Door, closing=ready.closing)]
+
+__all__ = ["MIDDLEWARE", "ROUTES", "failed", "lifespan", "prepare"]
 
 
-@asynccontextmanager
-async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
-    yield {}
+def prepare() -> None:
+    """Tell Streamlit the limits that it enforces itself."""
+    config.set_option("server.maxUploadSize", max(1, settings.SETTINGS.upload_bytes // settings.MB))
