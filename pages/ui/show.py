@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,11 +46,16 @@ def view(result: Heatmap, sample: Any = None, look: Look | None = None) -> Heatm
     return viewed(result, look.view, lambda: _segments(image, image.sha256, result.box, result.size))
 
 
+@lru_cache(maxsize=12)
+def _decoded(image: Image) -> PIL.Image.Image:
+    return image.picture
+
+
 def picture_of(experiment: Experiment) -> PIL.Image.Image:
-    """The photo as the interventions leave it."""
+    """The photo as the interventions leave it, shared: to be looked at, not to be drawn on."""
     assert isinstance(experiment.sample, Image)
     if not experiment.interventions:
-        return experiment.sample.picture
+        return _decoded(experiment.sample)
     return _changed_picture(experiment, experiment.digest)
 
 
@@ -69,15 +76,15 @@ def hero(
     on: Any = None,
 ) -> None:
     """The photo with one map over it, values on hover, and a box to draw."""
-    height, width = (round(each * 320 / max(photo.size)) for each in (photo.height, photo.width))
-    layer = PIL.Image.fromarray(overlay(result.at_original(height, width), scale, look))
     stops, low, high = legend(scale, look, result.units)
+    digest = hashlib.sha256(result.values.tobytes()).hexdigest()
+    layer, values = _layer(result, digest, result.values.shape, result.box, photo.size, scale, look)
     components.hero(
         key,
         {
-            "photo": photo_url(backdrop(photo, result), photo_key + result.site),
-            "overlay": data_url(layer, "WEBP"),
-            "values": [[float(f"{value:.4g}") for value in row] for row in _coarse(result.values)],
+            "photo": _behind(photo, result, photo_key, result.site),
+            "overlay": layer,
+            "values": values,
             "box": result.box,
             "scale": scale,
             "units": result.units,
@@ -92,6 +99,22 @@ def hero(
         },
         on,
     )
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _behind(_photo: PIL.Image.Image, _result: Heatmap, key: str, site: str) -> str:
+    return data_url(fitted(backdrop(_photo, _result), SIDE), "JPEG")
+
+
+@st.cache_data(max_entries=300, show_spinner=False)
+def _layer(
+    _result: Heatmap, digest: str, shape: tuple[int, ...], box: tuple[float, ...], size: tuple[int, int], scale: float,
+    look: Look,
+) -> tuple[str, list[list[float]]]:  # fmt: skip
+    """A map as a layer over a photo of that size, and its numbers."""
+    width, height = (round(each * 320 / max(size)) for each in size)
+    layer = PIL.Image.fromarray(overlay(_result.at_original(height, width), scale, look))
+    return data_url(layer, "WEBP"), [[float(f"{value:.4g}") for value in row] for row in _coarse(_result.values)]
 
 
 def _coarse(values: np.ndarray, most: int = 64) -> np.ndarray:

@@ -368,7 +368,15 @@ def _ladder(model: VisionModel, experiment: Experiment) -> None:
         change(lens=bench().lens.but(site=None if site == str(model.last_spatial) else site))
 
     st.markdown(f"##### Through the layers ({METHODS[call.method].name}), input to output")
-    components.cards("ladder", items, chosen, "Layers", least=76, shape=picture.width / picture.height, row=True)
+    components.cards(
+        "ladder",
+        items,
+        chosen,
+        f"Layers, {METHODS[call.method].name}",
+        least=76,
+        shape=picture.width / picture.height,
+        row=True,
+    )
 
 
 def _looks() -> None:
