@@ -233,5 +233,6 @@ def load(name: str, model: LanguageModel) -> Direction:
                 "This is about a direction that is not kept here; make it, or add its file, on the Steering page."
             )
         direction = _opened(path, path.stat().st_mtime_ns, name)
+        store.mark(path)
     direction.check(model)
     return direction

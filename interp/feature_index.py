@@ -302,7 +302,10 @@ def find(model: Model, sae: SAE, key: str = "") -> Index | None:
         found = [each for each in _indexes(model, sae) if each.key == key]
     else:
         found = _indexes(model, sae)
-    return found[0] if found else None
+    if not found:
+        return None
+    store.mark(found[0].path)
+    return found[0]
 
 
 def listed(model: Model, sae: SAE) -> list[tuple[str, str, int]]:

@@ -28,7 +28,6 @@ from kernels.sae import encode_columns, sparse_decode
 
 SHELF = Path(__file__).parent.parent / "assets" / "saes"
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-LARGEST = int(os.environ.get("ACTISCOPE_SAE_BYTES", str(2 * 2**30)))
 """Weights larger than this are refused before they are read or downloaded, and so much is kept loaded."""
 LARGEST_CONFIG = 2**20
 
@@ -371,6 +370,7 @@ def _folder(name: str) -> Path:
         folder = store.folder() / "saes" / name.removeprefix("local:")
         if not (folder / CONFIG).exists():
             raise Missing("This is about an SAE that is not kept here; add its folder on the Features page first.")
+        store.mark(folder)
         return folder
     if name.startswith(("hub:", "release:")):
         from interp import sae_hub

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -19,7 +21,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from interp import Unsuitable, storage
+
 DIGEST = re.compile(r"[0-9a-f]{64}")
+LARGEST = 2**30
+"""Arrays that are kept on this machine or by an older version take less than this, unpacked."""
 _locks: dict[str, threading.Lock] = {}
 _locks_lock = threading.Lock()
 
@@ -30,52 +36,128 @@ def folder() -> Path:
 
 
 def keep_blob(data: bytes) -> str:
-    """Keep bytes and return the sha256 that finds them again."""
+    """Keep bytes for links and return the sha256 that finds them again.
+
+    Raises:
+        storage.Away: they can't be kept now.
+    """
     digest = hashlib.sha256(data).hexdigest()
-    if blob(digest) is None:  # absent, or damaged
-        _write(_path("blobs", digest), data)
+    if _sound(storage.shared().get(key := _key("blobs", digest)), digest) is None:  # absent, or damaged
+        storage.shared().put(key, data)
     return digest
 
 
 def blob(digest: str) -> bytes | None:
-    """The bytes of that sha256, or None where they are not kept (or not a sha256, or damaged)."""
-    data = _read("blobs", digest)
-    return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
+    """The bytes of that sha256, kept for a link or with a snapshot, or None where they are not (or are damaged).
+
+    Raises:
+        storage.Away: the storage can't be reached.
+    """
+    if not DIGEST.fullmatch(digest):
+        return None
+    for kind in ("blobs", "parts"):
+        if (data := _sound(storage.shared().get(_key(kind, digest)), digest)) is not None:
+            return data
+    return _sound(_read("blobs", digest), digest)  # where they were kept before there was a shared storage
 
 
 def forget_blob(digest: str) -> None:
-    """Delete a kept upload."""
+    """Delete what was kept for links; what a snapshot holds stays with it.
+
+    Raises:
+        storage.Away: the storage can't be reached.
+    """
     if DIGEST.fullmatch(digest):
+        storage.shared().delete(_key("blobs", digest))
         _path("blobs", digest).unlink(missing_ok=True)
 
 
 def keep_numbers(digest: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keep the numbers of the experiment of that digest, unless some are kept already: the first answer counts."""
+    """Keep the numbers of the experiment of that digest, unless some are kept already: the first answer counts.
+
+    Raises:
+        storage.Away: they can't be kept now.
+    """
     if numbers(digest) is None:  # absent, or damaged
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        _write(_path("numbers", digest), buffer.getvalue())
+        storage.shared().put(_key("numbers", digest), packed(arrays))
 
 
 def numbers(digest: str) -> dict[str, np.ndarray] | None:
-    """The kept numbers of that experiment, or None."""
-    data = _read("numbers", digest)
-    if data is None:
+    """The numbers kept for that experiment, or None where there are none, or none to be had now."""
+    if not DIGEST.fullmatch(digest):
         return None
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except Exception:  # whatever a damaged archive makes zipfile, zlib and numpy raise, it is not kept
+        data = storage.shared().get(_key("numbers", digest))
+    except storage.Away:  # nothing to compare with is no reason to show nothing
+        data = None
+    return _unpacked(data if data is not None else _read("numbers", digest))
+
+
+def packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays as an NPZ file without pickles; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
+    return buffer.getvalue()
+
+
+def unpacked(data: bytes, most: int) -> dict[str, np.ndarray]:
+    """The arrays of an NPZ file that nobody vouches for.
+
+    Raises:
+        Unsuitable: it is damaged, holds objects, or claims more than `most` bytes; seen before memory is spent on it.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            if len(members) > 200 or sum(each.file_size for each in members) > most:
+                raise Unsuitable("The numbers kept with this link are larger than this server reads.")
+            if any(each.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for each in members):
+                raise ValueError  # others can ask for any amount of memory
+            found = {}
+            for each in members:
+                with archive.open(each) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                    shape, fortran, kind = read[version](file)
+                    if kind.hasobject or math.prod(shape) * kind.itemsize != each.file_size - file.tell():
+                        raise ValueError
+                    flat = np.frombuffer(file.read(), kind)  # to its end, where zipfile compares the checksum
+                    found[each.filename.removesuffix(".npy")] = flat.reshape(
+                        shape, order="F" if fortran else "C"
+                    ).copy()
+            return found
+    except Unsuitable:
+        raise
+    except Exception:  # whatever a damaged archive makes zipfile, zlib and numpy raise
+        raise Unsuitable("The numbers kept with this link are damaged; make the link anew.") from None
+
+
+def _unpacked(data: bytes | None) -> dict[str, np.ndarray] | None:
+    try:
+        return None if data is None else unpacked(data, LARGEST)
+    except Unsuitable:
         return None
+
+
+def _sound(data: bytes | None, digest: str) -> bytes | None:
+    return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
+
+
+def _key(kind: str, digest: str) -> str:
+    """Under which key of the shared storage something of that sha256 is kept."""
+    if not DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest[:80]!r} is no sha256")
+    return f"{kind}/{digest[:2]}/{digest}"
 
 
 def artefact(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a fit by its key; made once, by whoever asks first, while others wait."""
+    """The arrays of a fit by its key, kept on this machine; made once, by whoever asks first, while others wait."""
     with _lock(key):
-        found = numbers(key)
+        found = _unpacked(_read("numbers", key))
         if found is None:
             found = make()
-            keep_numbers(key, found)
+            _write(_path("numbers", key), packed(found))
+        mark(_path("numbers", key))
         return found
 
 
@@ -112,6 +194,23 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def mark(path: Path) -> None:
+    """Note that a fit is used, so that a sweep leaves it alone; the time it was made stays as it is."""
+    if folder() not in path.parents:  # of the shelf
+        return
+    with suppress(OSError):  # gone
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+def used(path: Path) -> float:
+    """When a fit was made or last used; 0 where it is gone."""
+    try:
+        found = path.stat()
+        return max(found.st_atime, found.st_mtime)
+    except FileNotFoundError:
+        return 0.0
 
 
 def kept_arrays(kind: str, shelf: Path) -> list[tuple[Path, str]]:

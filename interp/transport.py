@@ -328,7 +328,10 @@ def listed(model: Model, policy: str = "") -> list[tuple[str, str, int]]:
 def find(model: Model, key: str = "", policy: str = "same") -> Operators | None:
     """The fit of that key, or else the first of that policy."""
     found = [each for each in available(model) if each.key == key] if key else available(model, policy)
-    return found[0] if found else None
+    if not found:
+        return None
+    store.mark(found[0].path)
+    return found[0]
 
 
 def need(model: Model, key: str = "", policy: str = "same") -> Operators:

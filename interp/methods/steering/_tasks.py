@@ -82,6 +82,7 @@ def load(key: str, model: LanguageModel) -> Task:
     if not NAME.fullmatch(key) or not path_of(key).exists():
         raise Missing("This is about a task that is not kept here; fit it again.")
     task = _opened(path_of(key), path_of(key).stat().st_mtime_ns, key)
+    store.mark(path_of(key))
     if task.model_digest != model.digest:
         raise Unsuitable(f"This task was fitted on {task.model_name[:60]}, not on {model.name}; fit it again.")
     return task
@@ -89,6 +90,15 @@ def load(key: str, model: LanguageModel) -> Task:
 
 @lru_cache(32)
 def _opened(path: Path, _: int, key: str) -> Task:
+    return read(path, key)
+
+
+def read(path: Path, key: str = "") -> Task:
+    """A task's file.
+
+    Raises:
+        Unsuitable: it is damaged, or none of ours.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["task"])
