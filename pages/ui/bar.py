@@ -17,13 +17,15 @@ from interp.results import FeaturePage
 from interp.samples import Image, Prompt, PromptPair, Target
 from interp.sites import Site
 from pages.ui import share
-from pages.ui.bench import Bench, Chip, bench, change, kind_of, undo, use_model
+from pages.ui.bench import Bench, Chip, bench, change, embedded, kind_of, undo, use_model
 from pages.ui.controls import controls, sae_name, site_name
 from pages.ui.inputs import gallery_cards, uploader
 
 
 def bar(model: Model) -> None:
-    """Show the bar for what is on the bench."""
+    """Show the bar for what is on the bench; none inside a page of someone else's."""
+    if embedded():
+        return
     with st.container(horizontal=True, key="bar", vertical_alignment="center", gap="small"):
         with st.popover(_short(bench().model), icon=":material/deployed_code:", help="The model"):
             _model_chip()

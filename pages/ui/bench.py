@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import gc
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import streamlit as st
 
-from interp import Unsuitable, sae, store, zoo
+from interp import Unsuitable, sae, snapshot, zoo
 from interp.directions import Direction
 from interp.experiment import Call, Experiment, Sample
 from interp.figures import Look
@@ -22,7 +23,7 @@ from interp.model import LanguageModel, Model, VisionModel
 from interp.results import FeaturePage, Result, TokenGrid
 from interp.samples import Image, Prompt, PromptPair, Target
 from interp.sites import Node, Site
-from pages.ui import labels
+from pages.ui import jobs, labels
 
 M = TypeVar("M", bound=Model)
 PAGES = {
@@ -349,43 +350,79 @@ def _served(call: Call, model: Any) -> Call:
 
 def read_url() -> None:
     """Fill the bench from a URL that this page did not write itself; else with the first sight."""
-    query = st.query_params
-    arrived = {key: query.get_all(key) for key in query}
+    arrived = {key: st.query_params.get_all(key) for key in st.query_params}
     if "model" in arrived and arrived != st.session_state.get("url"):
         try:
-            look = Look(
-                signed=query.get("signed") == "1",
-                opacity=_number(query.get("opacity"), Look.opacity),
-                threshold=_number(query.get("threshold"), 0.0),
-                colours=query.get("colours")
-                if query.get("colours") in ("viridis", "cividis", "blue-vermilion", "grey")
-                else "viridis",  # type: ignore[arg-type]
-                view=query.get("view") if query.get("view") in ("patches", "superpixels") else "pixels",  # type: ignore[arg-type]
-            )
             experiment = Experiment.from_url(
                 "&".join(_pair(key, each) for key, values in arrived.items() for each in values)
             )
             experiment.check()
-            st.session_state["bench"] = Bench.of(
-                experiment,
-                look=look,
-                second=query.get("second", ""),
-                position=_whole(query.get("position")),
-                layer=_whole(query.get("layer")),
-                view=_view(),
-            )
-            st.session_state["opened"] = experiment.digest
+            st.session_state["bench"] = viewed(experiment, arrived)
+            st.session_state["opened"] = arrived.get("check", [""])[0]
             if "labels" in arrived:
-                labels.take(labels.unpack(query["labels"]))
+                labels.take(labels.unpack(arrived["labels"][-1]))
         except Unsuitable as problem:
             st.session_state["problem"] = str(problem)
     if "bench" not in st.session_state:
         st.session_state["bench"] = first()
 
 
-def _view() -> View:
-    """How the circuit in the URL is shown; what can't be read is left out."""
-    get = st.query_params.get_all
+def open_snapshot(found: snapshot.Snapshot) -> str:
+    """Lay what a short link keeps on the bench, and say on which page it lies; undo brings the visitor's own back.
+
+    Raises:
+        Unsuitable: its model is not here, or something in it can't be read.
+    """
+    experiment = found.experiment
+    if "bench" in found.view:  # the numbers are of what the page asks for, not of the bench itself
+        lens, *changes = map(Call.parse, found.view["bench"])
+        kept = experiment.interventions  # which name what was left unnamed where the link was made
+        same = [each.method for each in kept] == [each.method for each in changes]
+        experiment = dataclasses.replace(experiment, lens=lens, interventions=kept if same else tuple(changes))
+    experiment.check()
+    page = page_of(METHODS[experiment.lens.method])
+    if page is None:
+        raise Unsuitable("This link is about nothing that has a page here.")
+    new, own = viewed(experiment, found.view), st.session_state.get("bench")
+    if own is not None:
+        st.session_state.setdefault("benches", {})[kind_of(own)] = own
+    st.session_state["undo"] = [own] if own is not None and kind_of(own) is kind_of(new) else []
+    st.session_state["bench"], st.session_state["opened"] = new, found
+    st.session_state.pop("compared-with-link", None)
+    st.session_state.pop("problem", None)
+    if "labels" in found.view:
+        labels.take(labels.unpack(found.view["labels"][-1]))
+    return page
+
+
+def kept_view(of: Experiment) -> dict[str, list[str]]:
+    """What a short link keeps beside an experiment that the page shows: how, and the bench where that is another."""
+    now = bench().experiment
+    calls = [now.lens, *now.interventions]
+    return query() | ({} if of == now else {"bench": [str(each) for each in calls]})
+
+
+def viewed(experiment: Experiment, arrived: Mapping[str, list[str]]) -> Bench:
+    """An experiment on the bench, shown as the parameters of a link say; what can't be read is left out."""
+
+    def get(name: str) -> str:
+        return arrived[name][-1] if arrived.get(name) else ""
+
+    look = Look(
+        signed=get("signed") == "1",
+        opacity=_number(get("opacity"), Look.opacity),
+        threshold=_number(get("threshold"), 0.0),
+        colours=_among(get("colours"), ("viridis", "cividis", "blue-vermilion", "grey"), "viridis"),  # type: ignore[arg-type]
+        view=_among(get("view"), ("pixels", "patches", "superpixels"), "pixels"),  # type: ignore[arg-type]
+    )
+    return Bench.of(
+        experiment, look=look, second=get("second"), position=_whole(get("position")), layer=_whole(get("layer")),
+        view=_view(arrived, get),
+    )  # fmt: skip
+
+
+def _view(arrived: Mapping[str, list[str]], get: Callable[[str], str]) -> View:
+    """How a circuit, features, transport and steering are shown."""
 
     def nodes(text: str) -> tuple[str, ...]:
         found = []
@@ -394,21 +431,22 @@ def _view() -> View:
                 found.append(str(Node.parse(part)))
         return tuple(found)
 
-    groups = tuple((name[:40], nodes(rest)) for name, _, rest in (each.partition(":") for each in get("group")[:20]))
-    lens = METHODS.get(st.query_params.get("beside", ""))
+    named = (each.partition(":") for each in arrived.get("group", [])[:20])
+    groups = tuple((name[:40], nodes(rest)) for name, _, rest in named)
+    lens, of, between = METHODS.get(get("beside")), get("of"), get("between")
     return View(
-        _number(st.query_params.get("keep"), View.keep), "".join(nodes(st.query_params.get("node", ""))[:1]),
-        nodes(",".join(get("pin"))), tuple(each for each in groups if each[1]),
+        _number(get("keep"), View.keep), "".join(nodes(get("node"))[:1]),
+        nodes(",".join(arrived.get("pin", []))), tuple(each for each in groups if each[1]),
         lens.key if lens and lens.family == "circuits" else "",
-        st.query_params.get("side", "") if st.query_params.get("side") in ("before", "difference", "prompts") else "",
-        _whole(st.query_params.get("feature")),
-        of if sae.NAME.fullmatch(of := st.query_params.get("of", "")) and ".." not in of else "",
-        shown if (shown := st.query_params.get("shown", "")) in SHOWN else View.shown,
-        between if BETWEEN.fullmatch(between := st.query_params.get("between", "")) else "",
-        colour if (colour := st.query_params.get("colour", "")) in COLOURED else View.colour,
-        _whole(st.query_params.get("rank")) or 0, _whole(st.query_params.get("dial")) or 0,
-        _whole(st.query_params.get("draw")) or 0,
+        _among(get("side"), ("before", "difference", "prompts"), ""), _whole(get("feature")),
+        of if sae.NAME.fullmatch(of) and ".." not in of else "", _among(get("shown"), SHOWN, View.shown),
+        between if BETWEEN.fullmatch(between) else "", _among(get("colour"), COLOURED, View.colour),
+        _whole(get("rank")) or 0, _whole(get("dial")) or 0, _whole(get("draw")) or 0,
     )  # fmt: skip
+
+
+def _among(text: str, known: tuple[str, ...], default: str) -> str:
+    return text if text in known else default
 
 
 def _pair(key: str, value: str) -> str:
@@ -482,10 +520,68 @@ def remember(experiment: Experiment) -> None:
     del past[:-60]
 
 
-def reproduced(experiment: Experiment, result: Result) -> bool | None:
-    """Whether an experiment that a link opened gives the numbers that were stored with the link; None: none were."""
-    stored = store.numbers(experiment.digest) if st.session_state.get("opened") == experiment.digest else None
-    return None if stored is None else result.reproduces(stored)
+def headline(experiment: Experiment, result: Result) -> None:
+    """Note a result that the page shows. What the page is about is the first one through the bench's own lens, or else
+    the first: this is kept with a short link, and checked where a link is opened."""
+    if jobs.known(experiment) is not result:  # as the difference of two circuits
+        return
+    on, now = bench(), st.session_state.get("headline")
+    if experiment.sample != on.sample:
+        return
+    if now is None or now[0] != on or (experiment.lens.method == on.lens.method != now[1].lens.method):
+        st.session_state["headline"] = (bench(), experiment)
+
+
+def headlined() -> tuple[Experiment, Result] | None:
+    """What the page is about, and its result; None while there is none."""
+    on, experiment = st.session_state.get("headline", (None, None))
+    result = jobs.known(experiment) if on is not None and on == bench() else None
+    return None if result is None else (experiment, result)
+
+
+def check(experiment: Experiment, result: Result) -> str:
+    """What a link carries of a result, so that whoever opens it sees whether the numbers are the same."""
+    return f"{experiment.digest[:8]}.{result.fingerprint()}"
+
+
+def reproduced(experiment: Experiment, result: Result) -> tuple[bool, str] | None:
+    """Whether a result is what the opened link was made of, and that in words; None where the link was of no such."""
+    opened = st.session_state.get("opened")
+    if not opened or jobs.known(experiment) is not result:
+        return None
+    if isinstance(opened, snapshot.Snapshot):
+        compared = st.session_state.setdefault("compared-with-link", {})
+        key = jobs.key_of(experiment)
+        if opened.experiment.digest == experiment.digest and key not in compared:
+            compared[key] = _compared(opened, result)
+        return compared.get(key)
+    digest, _, fingerprint = opened.partition(".")
+    if experiment.digest[:8] != digest:
+        return None
+    same = result.matches(fingerprint)
+    words = "Reproduced: the same numbers as" if same else "Differs: other numbers than"
+    return same, f"{words} when the link was made"
+
+
+def _compared(found: snapshot.Snapshot, result: Result) -> tuple[bool, str] | None:
+    """A result beside the numbers that a short link keeps."""
+    try:
+        stored = snapshot.numbers(found)
+    except Unsuitable as problem:
+        return False, str(problem)
+    if stored is None:
+        return None
+    if type(result).__name__ == found.kind and result.reproduces(stored):
+        return True, "Reproduced: the same numbers as when the link was made"
+    words = f"Differs: by up to {100 * result.apart(stored):.2g} % of the scale from when the link was made"
+    if zoo.load(found.experiment.model).digest != found.weights:
+        words += "; the model has other weights now"
+    return False, words
+
+
+def embedded() -> bool:
+    """Whether the page is shown inside a page of someone else's, by ?embed=true."""
+    return bool(st.context.is_embedded)
 
 
 # What has been imported stays: half a million objects that no collection of garbage has to go through again.

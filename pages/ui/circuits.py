@@ -18,7 +18,7 @@ from interp.samples import Prompt, PromptPair
 from interp.sites import Node
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import add, choose_lens
-from pages.ui.bench import bench, change, remember, reshow
+from pages.ui.bench import bench, change, embedded, remember, reshow
 from pages.ui.prompts import TITLES, ready, visible
 
 WEIGHTINGS = {
@@ -48,10 +48,13 @@ MOST = 120, 300
 
 def working(model: LanguageModel) -> None:
     """The whole bench under the experiment bar."""
-    _inputs(model)
-    _weighting(model)
     experiment = bench().experiment
-    wide, panel = st.columns([8, 4], gap="medium")
+    if embedded():
+        wide, panel = st.container(), None
+    else:
+        _inputs(model)
+        _weighting(model)
+        wide, panel = st.columns([8, 4], gap="medium")
     with wide:
         result = _result(experiment)
         if result is not None:
@@ -59,14 +62,19 @@ def working(model: LanguageModel) -> None:
             if isinstance(result, Graph):
                 _drawn(model, experiment, result)
             elif isinstance(result, Table):
-                st.dataframe(
-                    {"": result.rows} | dict(zip(result.columns, result.values.T, strict=True)), hide_index=True
+                components.table(
+                    "circuits:table", {"": result.rows} | dict(zip(result.columns, result.values.T, strict=True))
                 )
             if result.note:
                 st.caption(show.plain(result.note))
             show.cost(experiment, result)
-            with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
-                share.explain(METHODS[experiment.lens.method])
+            with st.container(horizontal=True, gap="small"):
+                with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
+                    share.explain(METHODS[experiment.lens.method])
+                with st.popover("Download", icon=":material/download:", type="tertiary"):
+                    share.numbers(experiment, result, "circuit")
+    if panel is None:
+        return
     with panel:
         _outcome(model, experiment)
         if isinstance(result, Graph):

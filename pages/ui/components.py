@@ -5,19 +5,45 @@ from typing import Any
 
 import streamlit as st
 
-_FOLDER = Path(__file__).parents[2] / "assets" / "components"
+FOLDER = Path(__file__).parents[2] / "assets" / "components"
+
+
+def style(name: str) -> str:
+    """The CSS of a component."""
+    return (FOLDER / "common.css").read_text() + (FOLDER / f"{name}.css").read_text()
 
 
 @st.cache_resource
 def _component(name: str) -> Any:
-    css = (_FOLDER / "common.css").read_text() + (_FOLDER / f"{name}.css").read_text()
-    return st.components.v2.component(
-        f"actiscope_{name}", html='<div class="root"></div>', css=css, js=(_FOLDER / f"{name}.js").read_text()
-    )
+    html, js = '<div class="root"></div>', (FOLDER / f"{name}.js").read_text()
+    return st.components.v2.component(f"actiscope_{name}", html=html, css=style(name), js=js)
+
+
+def record(key: str, name: str, data: dict[str, Any]) -> None:
+    """Note what this run of the page shows, for a file to be saved of it.
+
+    Args:
+        name: of a component; or "html" (data: html, of our own making) or "table" (columns, rows).
+    """
+    st.session_state.setdefault("page-shown", {})[key] = (name, data)
+
+
+def html(key: str, text: str) -> None:
+    """HTML of our own making, with everything in it escaped."""
+    record(key, "html", {"html": text})
+    st.html(text)
+
+
+def table(key: str, columns: dict[str, Any]) -> None:
+    """Columns by name, of as many rows."""
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    record(key, "table", {"columns": list(columns), "rows": rows})
+    st.dataframe(columns, hide_index=True)
 
 
 def _mount(name: str, key: str, event: str, data: dict[str, Any], on: Any) -> None:
     """Mount a component; `on(value)` is called when its event fires."""
+    record(key, name, data)
 
     def fired() -> None:
         value = getattr(st.session_state[key], event, None)

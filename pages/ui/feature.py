@@ -105,6 +105,14 @@ def panel(model: Model, whole: Experiment, experiment: Experiment, page: Feature
     _foot(model, experiment, page)
 
 
+def shown(model: Model, experiment: Experiment, page: FeaturePage) -> None:
+    """What is known of it, and no more."""
+    st.markdown(f"##### #{page.feature} · {show.plain(title(model, page) or 'no tokens')}")
+    components.feature("feature:logits", _logits(model, page), None)
+    components.feature("feature:contexts", _contexts(page), None)
+    show.cost(experiment, page)
+
+
 def open_feature(number: int, of: str = "") -> None:
     """Open a feature; a list that it was found in stays."""
     call, view = bench().lens, bench().view

@@ -16,7 +16,7 @@ from interp.model import LanguageModel, Model, VisionModel
 from interp.results import FeatureList, FeaturePage, Table
 from interp.samples import Image, Prompt
 from pages.ui import components, feature, jobs, labels, saes, share, show
-from pages.ui.bench import bench, change, first_feature, remember, reshow
+from pages.ui.bench import bench, change, embedded, first_feature, remember, reshow
 from pages.ui.controls import sae_name
 from pages.ui.prompts import TITLES, ready, visible
 
@@ -51,9 +51,10 @@ def working(model: Model) -> None:
         st.info(f"There is no SAE for {show.plain(model.name)} here yet: add your own, or train one.")
         saes.own(model, "")
         return
-    _search(model, name, names)
-    if st.session_state.get("own-open"):
-        saes.own(model, name)
+    if not embedded():
+        _search(model, name, names)
+        if st.session_state.get("own-open"):
+            saes.own(model, name)
     try:
         sae.load(name).check(model)
     except Unsuitable as problem:
@@ -72,6 +73,14 @@ def working(model: Model) -> None:
     sample = experiment.sample
     if isinstance(model, LanguageModel) and isinstance(sample, Prompt):
         _strip(model, sample, page)
+    if embedded():
+        if isinstance(found, FeatureList):
+            _list(model, experiment, found, name, page)
+        elif page is not None and opened is not None:
+            if isinstance(model, VisionModel) and isinstance(sample, Image):
+                _patches(model, sample, page)
+            feature.shown(model, opened, page)
+        return
     if experiment == first_feature().experiment:
         st.caption(NOTICE)
     with st.container(key="features-map" if found is None else "features-list"):
@@ -369,8 +378,11 @@ def _list(model: Model, experiment: Experiment, found: FeatureList, name: str, p
     )  # fmt: skip
     st.caption(show.plain(" ".join(filter(None, (f"Numbers: {found.units}.", found.note)))))
     show.cost(experiment, found)
-    with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
-        share.explain(METHODS[call.method])
+    with st.container(horizontal=True, gap="small"):
+        with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
+            share.explain(METHODS[call.method])
+        with st.popover("Download", icon=":material/download:", type="tertiary", key="numbers:list"):
+            share.numbers(experiment, found, "features:list")
 
 
 def _best(model: Model, name: str, number: int) -> dict[str, Any]:

@@ -9,19 +9,25 @@ from pathlib import Path
 import streamlit as st
 
 from interp import Unsuitable
-from pages.ui import jobs
-from pages.ui.bench import read_url, write_url
+from pages.ui import jobs, share
+from pages.ui.bench import embedded, read_url, write_url
 
-STYLE = Path(__file__).parents[2] / "assets" / "theme.css"
+ASSETS = Path(__file__).parents[2] / "assets"
 
 
 @contextmanager
 def page(title: str) -> Iterator[None]:
     """What is inside is a page: it gets the bench from the URL, and the URL gets what the bench is in the end."""
-    st.html(STYLE)
+    style()
     jobs.begin()
+    st.session_state["page-shown"], st.session_state["page-title"] = {}, title
     read_url()
-    st.title(title)
+    if embedded():
+        with st.container(horizontal=True, key="embed-head", vertical_alignment="center", gap="small"):
+            st.markdown(f"**{title}**")
+            way_out = st.empty()
+    else:
+        st.title(title)
     banner = st.empty()
     try:
         yield
@@ -29,5 +35,14 @@ def page(title: str) -> Iterator[None]:
         st.session_state["problem"] = str(problem)
     if problem := st.session_state.get("problem"):
         banner.warning(problem.replace("$", "\\$"), icon=":material/info:")
+    if embedded():
+        way_out.link_button("Open in Actiscope", share.live(), icon=":material/open_in_new:", type="tertiary")
     write_url()
     jobs.end()
+
+
+def style() -> None:
+    """The style of the pages, and where one is shown inside a page of someone else's, of that."""
+    st.html(ASSETS / "theme.css")
+    if embedded():
+        st.html(ASSETS / "embed.css")

@@ -22,7 +22,7 @@ from interp.results import Curve, Result, Table, TokenGrid, TokenScores
 from interp.samples import Prompt, Target
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import choose_lens
-from pages.ui.bench import bench, change, remember
+from pages.ui.bench import bench, change, embedded, remember
 
 READY = Path(__file__).parents[2] / "assets" / "prompts.json"
 TITLES = {
@@ -90,7 +90,8 @@ def begin(case: dict[str, str], behaviour: str) -> None:
 
 def looking(model: LanguageModel) -> None:
     """The whole bench under the experiment bar."""
-    _prompt()
+    if not embedded():
+        _prompt()
     experiments = [bench().experiment]
     if bench().second:
         try:
@@ -105,6 +106,10 @@ def looking(model: LanguageModel) -> None:
             except Unsuitable as problem:
                 st.warning(str(problem).replace("$", "\\$"), icon=":material/info:")
                 return
+    if embedded():
+        for index, experiment in enumerate(experiments):
+            _lens(index, model, _placed(model, experiment))
+        return
     _choose(model)
     narrow = len(experiments) == 1 and not experiments[0].interventions
     left, right = st.columns([3, 8] if narrow else [3, 9], gap="medium")
@@ -627,4 +632,4 @@ def _table(model: LanguageModel, results: list[Table], experiment: Experiment) -
         shown[name] = last.values[:, column]
         if len(results) == 2 and results[0].rows == last.rows:
             shown[f"{name}, before"] = results[0].values[:, column]
-    st.dataframe(shown, hide_index=True)
+    components.table("prompts:table", shown)

@@ -20,7 +20,7 @@ from interp.samples import Image
 from interp.sites import Node
 from kernels.superpixels import superpixels
 from pages.ui import components, jobs
-from pages.ui.bench import bench, reproduced
+from pages.ui.bench import bench, headline, reproduced
 
 SIDE = 640
 
@@ -246,13 +246,11 @@ def _measured(experiment: Experiment, result: Result) -> list[str]:
         else "no pass (captured before)"
     )
     parts.append(cost + (f", {taken:.1f} s" if taken and taken > 1 else f", {1000 * taken:.0f} ms" if taken else ""))
+    headline(experiment, result)
     again = reproduced(experiment, result)
     if again is not None:
-        parts.append(
-            ":green[reproduced: every number as stored with the link]"
-            if again
-            else ":red[not reproduced: the numbers differ from those stored with the link]"
-        )
+        same, words = again
+        parts.append(f":{'green' if same else 'red'}[{plain(words)}]")
     return parts
 
 

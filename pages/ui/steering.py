@@ -22,7 +22,7 @@ from interp.samples import Contrast, Prompt
 from pages.ui import components, jobs, share, show
 from pages.ui import directions as own
 from pages.ui.bar import AMOUNTS, in_words
-from pages.ui.bench import Chip, bench, change, first_steering, remember, reshow
+from pages.ui.bench import Chip, bench, change, embedded, first_steering, remember, reshow
 from pages.ui.controls import controls
 from pages.ui.prompts import TITLES, ready, visible
 
@@ -79,6 +79,11 @@ def working(model: LanguageModel) -> None:
     """The whole bench under the experiment bar."""
     found = directions.available(model)
     running: list[Any] = []
+    if embedded() and found:
+        _alone(model, found, running)
+        if running:
+            show.waiting(running, lambda: None)
+        return
     _prompt()
     if bench() == first_steering():
         st.caption(NOTICE)
@@ -110,6 +115,18 @@ def _bench(model: LanguageModel, found: list[Direction], running: list[Any]) -> 
         waiting = st.container()
     _panel(model, found, running)
     return waiting
+
+
+def _alone(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
+    """The texts and meters, or what the lens of the bench shows."""
+    if bench().lens.method not in PANELS:
+        left, right = st.columns([15, 9], gap="medium")
+        with left:
+            _texts(bench().experiment)
+        with right:
+            _meters(bench().experiment, found, running)
+    else:
+        _ask(bench().lens.method, model, found, running)
 
 
 # ---------------------------------------------------------------------------------------------------------- the prompt
@@ -328,6 +345,11 @@ def _texts(experiment: Experiment) -> None:
         kept.pop(next(iter(kept)))
     if changed:
         places[1].html(written(sample.text, pieces[1], differing(pieces[0], pieces[1])))
+    for at, (title, _) in enumerate(versions):
+        marks = differing(pieces[0], pieces[at]) if at else None
+        text = sample.text + "".join(pieces[at])
+        data = {"heading": title, "html": written(sample.text, pieces[at], marks), "text": text}
+        components.record(f"steering:{title}", "html", data)
 
 
 def differing(plain: list[str], steered: list[str]) -> list[bool]:
@@ -532,11 +554,15 @@ def _panel(model: LanguageModel, found: list[Direction], running: list[Any]) -> 
         "Look closer", served, key="panel", format_func=PANELS.get, required=True, label_visibility="collapsed",
         on_change=lambda: change(lens=Call(st.session_state["panel"])),
     )  # fmt: skip
+    _ask(chosen, model, found, running)
+
+
+def _ask(panel: str, model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     ask = {
         "kl_by_token": _tokens, "dose_response": _dose, "condition_scores": _condition, "compare_steering": _compare,
-        "direction_quality": _quality, "tcav": _answer, "injection_map": _answer,
+        "direction_quality": _quality,
     }  # fmt: skip
-    ask[chosen](model, found, running)
+    ask[panel](model, found, running) if panel in ask else _answer(panel, model, found, running)
 
 
 def _foot(asked: Experiment, result: Result) -> None:
@@ -548,12 +574,12 @@ def _foot(asked: Experiment, result: Result) -> None:
         share.numbers(asked, result, f"steering:{asked.lens.method}")
 
 
-def _answer(model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
+def _answer(panel: str, model: LanguageModel, found: list[Direction], running: list[Any]) -> None:
     """What a lens of numbers says, as a table."""
     chosen = _first(found)
     settings = {name: chosen[1].settings[name] for name in ("direction", "layer")} if chosen else {}
     task = next((chip.call.settings["task"] for chip in bench().chips if chip.call.method == "inject_task"), "")
-    asked = _asked(bench().experiment, st.session_state["panel"], **settings, task=task)
+    asked = _asked(bench().experiment, panel, **settings, task=task)
     result = show.found(asked, running)
     if not isinstance(result, Table | TokenGrid):
         return
@@ -563,7 +589,7 @@ def _answer(model: LanguageModel, found: list[Direction], running: list[Any]) ->
         for row, line in zip(result.rows, values, strict=True)
     ]
     st.markdown(f"**{METHODS[asked.lens.method].name}**" if isinstance(result, Table) else f"**{result.sheets[0]}**")
-    st.html(tabled(["", *result.columns], rows))
+    components.html("steering:answer", tabled(["", *result.columns], rows))
     if result.note:
         st.caption(show.plain(result.note))
     _foot(asked, result)
@@ -795,7 +821,10 @@ def _compare(model: LanguageModel, found: list[Direction], running: list[Any]) -
         cells = [_cell(column, value) for column, value in zip(table.columns, values, strict=True)]
         way = ways[len(ways) - len(table.rows) + place] if place >= len(table.rows) - len(ways) else ""
         rows.append([offered.get(way) or _words(way, model) or name, *cells, _way_text(asked, name, way)])
-    st.html(tabled(["", *(COLUMNS.get(each, each) for each in table.columns), "the likeliest text"], rows))
+    components.html(
+        "steering:compared",
+        tabled(["", *(COLUMNS.get(each, each) for each in table.columns), "the likeliest text"], rows),
+    )
     _foot(asked, table)
 
 
@@ -928,7 +957,7 @@ def _quality(model: LanguageModel, found: list[Direction], running: list[Any]) -
         for place, (row, values) in enumerate(zip(table.rows, table.values, strict=True))
     ]  # fmt: skip
     st.markdown(f"**{show.plain(known.name)}**, {show.plain(known.method)}")
-    st.html(tabled(["after", *table.columns], rows, known.layers.index(known.best)))
+    components.html("steering:quality", tabled(["after", *table.columns], rows, known.layers.index(known.best)))
     about = known.about
     if "examples" in about:
         shown, hidden = (show.plain(str(each).replace("\n", " ↵ ")[:120]) for each in about["examples"])

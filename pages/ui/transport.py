@@ -21,7 +21,7 @@ from interp.sites import Site
 from interp.transport import Operators
 from pages.ui import components, feature, jobs, labels, operators, share, show
 from pages.ui.bar import add
-from pages.ui.bench import COLOURED, View, bench, change, first_transport, remember, reshow, take_along
+from pages.ui.bench import COLOURED, View, bench, change, embedded, first_transport, remember, reshow, take_along
 from pages.ui.controls import sae_name
 from pages.ui.features import visible_label
 from pages.ui.prompts import TITLES, ready, visible
@@ -58,22 +58,29 @@ def working(model: LanguageModel) -> None:
     lens = bench().lens
     policy, key = lens.settings.get("policy", "same"), lens.settings.get("operators", "")
     fitted = transport.find(model, key, policy)
-    _choices(model, fitted, policy)
+    if not embedded():
+        _choices(model, fitted, policy)
     if fitted is None:
         why = "This view is of operators that are not kept here" if key else (
             f"There are no transport operators for {show.plain(model.name)} that read "
             f"{operators.POLICIES[policy].lower()}"
         )  # fmt: skip
         st.info(f"{why}: fit them, from texts of the kind that you will look at.", icon=":material/info:")
-    if fitted is None or st.session_state.get("own-open"):
+    if (fitted is None or st.session_state.get("own-open")) and not embedded():
         operators.fit(model, policy)
     if fitted is None:
         return
     running: list[Experiment] = []
     bar = st.container()
+    experiment, (source, target) = bench().experiment, _pair(model, fitted)
+    if embedded():
+        _alone(model, experiment, fitted, source, target, running)
+        if running:
+            with bar:
+                show.waiting(running, lambda: None)
+        return
     if bench() == first_transport():
         st.caption(NOTICE)
-    experiment, (source, target) = bench().experiment, _pair(model, fitted)
     left, right = st.columns([4, 8], gap="medium")
     with left:
         _staircase(model, experiment, fitted, source, target, running)
@@ -95,6 +102,20 @@ def working(model: LanguageModel) -> None:
     if running:
         with bar:
             show.waiting(running, lambda: st.session_state.update({show.stopped(each): True for each in running}))
+
+
+def _alone(
+    model: LanguageModel, experiment: Experiment, fitted: Operators, source: str, target: str, running: list[Experiment]
+) -> None:
+    """The one figure that the lens is about."""
+    name, lens = _sae_of(model, target), experiment.lens.method
+    number = _chosen(None)
+    if lens == "feature_life" and name and number is not None:
+        _life(model, experiment, fitted, name, number, source, target, None, running)
+    elif lens == "transported_features" and name:
+        _features(model, experiment, fitted, name, source, target, running)
+    else:
+        _staircase(model, experiment, fitted, source, target, running)
 
 
 # --------------------------------------------------------------------------------------------------- what is looked at
@@ -312,6 +333,8 @@ def _staircase(
     _choose_rank(fitted)
     _words(found, source, target, fitted)
     _foot(asked, found, "efficiency")
+    if embedded():
+        return
     _causal(experiment, fitted, source, target, running)
     _next(experiment)
 
@@ -585,7 +608,7 @@ def _life(
     own, fires = labels.of(name).get(number), feature.names(model, name).get(number)
     called = " → ".join(filter(None, (own or fires, _promotes(listed, number))))
     st.markdown(f"##### {show.plain(f'Life of feature #{number}' + (f', {called}' if called else ''))}")
-    left, right = st.columns([9, 3], gap="medium")
+    left, right = (st.container(), None) if embedded() else st.columns([9, 3], gap="medium")
     with left:
         found = _run(asked, running)
         if isinstance(found, TokenGrid):
@@ -593,8 +616,9 @@ def _life(
                 remember(asked)
             _through(model, found, source, target)
             _foot(asked, found, "life")
-    with right:
-        _steer(name, number, fitted, source, target, listed)
+    if right is not None:
+        with right:
+            _steer(name, number, fitted, source, target, listed)
 
 
 def _promotes(listed: FeatureList | None, number: int) -> str:

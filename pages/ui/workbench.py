@@ -17,7 +17,7 @@ from interp.results import Heatmap, Table
 from interp.samples import Image, Target, gallery
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import add, choose_lens
-from pages.ui.bench import bench, change, remember, restyle
+from pages.ui.bench import bench, change, embedded, remember, restyle
 from pages.ui.controls import site_name
 from pages.ui.inputs import uploader
 
@@ -46,6 +46,9 @@ def maps(model: VisionModel, below: Callable[[Table, str], None] = lambda table,
     assert isinstance(table, Table)
     first = _label(model, bench().lens, table)
     changed = bool(experiment.interventions)
+    if embedded():
+        _heroes(experiment, first, changed)
+        return
     wide = changed or bool(bench().second)
     if wide:
         _heroes(experiment, first, changed)
@@ -440,5 +443,10 @@ def _looks() -> None:
 def notice() -> None:
     """What to notice in an example of the gallery, while nothing has been changed about it."""
     sample = bench().sample
-    if isinstance(sample, Image) and not bench().chips and (text := gallery().get(sample.reference, {}).get("notice")):
+    if (
+        isinstance(sample, Image)
+        and not bench().chips
+        and not embedded()
+        and (text := gallery().get(sample.reference, {}).get("notice"))
+    ):
         st.write(text)
