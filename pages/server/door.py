@@ -15,11 +15,15 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any, NamedTuple
 
+from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import config
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from streamlit.web.server.starlette.starlette_app_utils import decode_xsrf_token_string
+from streamlit.web.server.starlette.starlette_server_config import XSRF_COOKIE_NAME
 
 from interp import settings
 from pages.server import address, metrics
@@ -54,37 +58,55 @@ WHY = {
 PAGE = Template((Path(__file__).parents[2] / "assets" / "full.html").read_text())
 
 
+class Ticket(NamedTuple):
+    until: float
+    who: str
+    browser: bytes
+
+
+def _less(counter: Counter[Any], key: Any) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
 class Seats:
     """Open sessions, in all and by address.
 
     A page that is sent out keeps a place for the session that it will open, its ticket: otherwise people would get a
-    page and then no session. Whoever reloads gets the page though the house is full, for one place becomes free.
+    page and then no session. A browser that has a session gets the page though the house is full, for with a reload
+    one place becomes free; if none does, the new session is refused, and for a while the page too.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.open: Counter[str] = Counter()
         self.taken = 0
-        self.tickets: deque[tuple[float, str]] = deque()
+        self.open: Counter[str] = Counter()
+        self.browsers: Counter[bytes] = Counter()
+        self.tickets: deque[Ticket] = deque()
         self.held: Counter[str] = Counter()
+        self.denied: dict[bytes, float] = {}
 
-    def admit(self, who: str) -> str:
+    def admit(self, who: str, browser: bytes = b"") -> str:
         """A page is asked for: "" and a ticket, or why not."""
         limits = settings.SETTINGS
         if not limits.visitors and not limits.address_visitors:
             return ""
-        while self.tickets and self.tickets[0][0] < self.clock():
-            self._used(self.tickets.popleft())
+        while self.tickets and self.tickets[0].until < self.clock():
+            self._drop(self.tickets[0])
         why = self._full(who, self.taken + len(self.tickets), self.open[who] + self.held[who])
-        if why and self.open[who] <= self.held[who]:
+        if why and browser in self.browsers and self.denied.get(browser, 0.0) < self.clock():
+            if mine := next((each for each in self.tickets if each.browser == browser), None):
+                self._drop(mine)
+        elif why:
             return why
-        self.tickets.append((self.clock() + TICKET, who))
+        self.tickets.append(Ticket(self.clock() + TICKET, who, browser))
         self.held[who] += 1
         return ""
 
-    async def take(self, who: str) -> str:
+    async def take(self, who: str, browser: bytes = b"") -> str:
         """A session is opened: "" and its place, or why not."""
-        mine = next((each for each in self.tickets if each[1] == who and each[0] >= self.clock()), None)
+        mine = next((each for each in self.tickets if each.who == who and each.until >= self.clock()), None)
         if mine is None:
             why = self._full(who, self.taken + len(self.tickets), self.open[who] + self.held[who])
         else:
@@ -92,23 +114,26 @@ class Seats:
             while (why := self._full(who, self.taken, self.open[who])) and self.clock() < until:
                 await asyncio.sleep(0.05)
             if mine in self.tickets:
-                self.tickets.remove(mine)
-                self._used(mine)
+                self._drop(mine)
         if not why:
-            self.open[who] += 1
             self.taken += 1
+            self.open[who] += 1
+            if browser:
+                self.browsers[browser] += 1
+        elif browser in self.browsers:
+            now = self.clock()
+            self.denied = {each: end for each, end in self.denied.items() if end > now} | {browser: now + TICKET}
         return why
 
-    def leave(self, who: str) -> None:
+    def leave(self, who: str, browser: bytes = b"") -> None:
         self.taken -= 1
-        self.open[who] -= 1
-        if not self.open[who]:
-            del self.open[who]
+        _less(self.open, who)
+        if browser:
+            _less(self.browsers, browser)
 
-    def _used(self, ticket: tuple[float, str]) -> None:
-        self.held[ticket[1]] -= 1
-        if not self.held[ticket[1]]:
-            del self.held[ticket[1]]
+    def _drop(self, ticket: Ticket) -> None:
+        self.tickets.remove(ticket)
+        _less(self.held, ticket.who)
 
     def _full(self, who: str, taken: int, own: int) -> str:
         limits = settings.SETTINGS
@@ -179,7 +204,7 @@ class Door:
             return await PlainTextResponse("This request is too long.\n", 431)(scope, receive, send)
         if wait := self.buckets.spend(who):
             return await _refusal("rate", is_page, math.ceil(wait))(scope, receive, send)
-        if is_page and (why := "closing" if self.closing() else self.seats.admit(who)):
+        if is_page and (why := "closing" if self.closing() else self.seats.admit(who, _browser(scope))):
             return await _refusal(why, True)(scope, receive, send)
         if scope["method"] in ("GET", "HEAD", "OPTIONS") or not limits.hosted:
             return await self.app(scope, receive, send)
@@ -233,8 +258,10 @@ class Door:
                 await response(scope, receive, send)
 
     async def _session(self, scope: Scope, receive: Receive, send: Send) -> None:
-        who = address.of(scope)
-        why = "closing" if self.closing() else "rate" if self.buckets.spend(who) else await self.seats.take(who)
+        who, browser = address.of(scope), _browser(scope)
+        why = (
+            "closing" if self.closing() else "rate" if self.buckets.spend(who) else await self.seats.take(who, browser)
+        )
         if why:
             metrics.count("refused", reason=why)
             return await _turn_away(scope, receive, send)
@@ -251,7 +278,7 @@ class Door:
         try:
             await self.app(scope, paced if settings.SETTINGS.address_rate else receive, send)
         finally:
-            self.seats.leave(who)
+            self.seats.leave(who, browser)
             metrics.closed(time.monotonic() - began)
 
 
@@ -262,6 +289,13 @@ def _is_page(scope: Scope, path: str) -> bool:
     headers = dict(scope["headers"])
     wants = headers.get(b"sec-fetch-dest", b"")
     return wants in (b"document", b"iframe", b"frame") if wants else b"text/html" in headers.get(b"accept", b"")
+
+
+def _browser(scope: Scope) -> bytes:
+    """Which browser this is, by the token that Streamlit gives each; b"" if it has none yet."""
+    cookies = next((value for name, value in scope["headers"] if name == b"cookie"), b"").decode("latin-1")
+    token = cookie_parser(cookies).get(XSRF_COOKIE_NAME)
+    return (decode_xsrf_token_string(token)[0] or b"") if token else b""
 
 
 def _length(scope: Scope) -> int:

@@ -51,7 +51,7 @@ class Json(logging.Formatter):
             "log": record.name,
         }
         if record.args or record.name.startswith(OURS):
-            line["event"] = str(record.msg)
+            line["event"] = str(record.msg).removesuffix(": %s")
         else:
             line["from"] = _short(record.pathname, record.lineno, record.funcName)
         line |= getattr(record, "fields", {})
