@@ -57,6 +57,7 @@ class Settings:
     address_rate: float = _setting("requests and messages from one address in a second, over a minute", 0.0, 20.0)
     proxies: int = _setting("proxies in front whose X-Forwarded-For is believed", 0, 0)
     memory: int = _setting("bytes this process may take; what the machine or container has if 0", 0)
+    result_bytes: int = _setting("bytes of results kept in memory", GB, GB // 4)
     upload_bytes: int = _setting("bytes of an uploaded file", 20 * MB, 10 * MB)
     held_bytes: int = _setting("bytes of all uploaded files while their pages are open", 0, GB // 2)
     pixels: int = _setting("pixels of an image, from its header", 50_000_000, 25_000_000)

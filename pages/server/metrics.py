@@ -25,6 +25,7 @@ HELP = {
     "refused": "Requests, sessions and runs that were refused or delayed, by reason",
     "errors": "Faults of the app, by where they were and the type of the exception",
     "requests": "HTTP requests, by kind and status",
+    "computing": "Seconds from asking for a run until it ended, short ones (cheap) and long ones (heavy)",
     "page": "Seconds that a run of a page took",
     "session": "Seconds that a session was open",
 }
