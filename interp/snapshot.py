@@ -125,12 +125,12 @@ def keep(
         )
     kept = storage.shared()
     for digest, data in parts.items():
-        if kept.get(key := store._key("parts", digest)) != data:  # absent, or damaged
+        if kept.get(key := store._key("parts", digest)) != data or not kept.use(key):  # absent, or damaged
             kept.put(key, data)
-    if preview is not None and kept.get(_preview(name)) != preview:
+    if preview is not None and not (kept.get(_preview(name)) == preview and kept.use(_preview(name))):
         kept.put(_preview(name), preview)
     # last, so that what has an id is whole
-    if _parsed(name, kept.get(_place(name))) is None:
+    if _parsed(name, kept.get(_place(name))) is None or not kept.use(_place(name)):
         kept.put(_place(name), text)
     return name
 

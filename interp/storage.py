@@ -12,13 +12,15 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from interp import Unsuitable, settings, store
 
@@ -36,6 +38,11 @@ EVERY = 600.0
 LOCAL = ("transport", "directions", "tasks", "indexes", "saes", "numbers")
 """The folders of the store that hold fits: they can be made again, or come back with a link that needs them."""
 TEMPORARY = ".new"
+TIMEOUT, PAUSE = 2.4, 5.0
+"""Seconds for one request to an S3 store; and for which it isn't asked again after one that failed."""
+DOOMED = 60.0
+"""Seconds after which nobody waits for a sweep that announced a deletion."""
+T = TypeVar("T")
 
 counts: Counter[str] = Counter()
 """How often the store could not be used, and why: full, slow, unreachable, refused; and what was swept, in entries."""
@@ -70,13 +77,13 @@ class Storage(Protocol):
     """Bytes by key. Every method may raise `Away`, and ValueError for what is no key."""
 
     def get(self, key: str) -> bytes | None:
-        """The bytes of a key, whole, or None. Notes the use: from then on a sweep leaves it alone for an hour."""
+        """The bytes of a key, whole, or None. Notes the use where that is to be had."""
 
     def use(self, key: str) -> bool:
-        """Note a use without reading; False where nothing is kept under that key."""
+        """Note a use: from then on a sweep leaves it alone for an hour. False where nothing is kept under that key."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep bytes, all or nothing; when it returns they outlive the process and the power."""
+        """Keep bytes, all or nothing; when it returns they outlive the process, the power, and a sweep for an hour."""
 
     def delete(self, key: str, unused_since: float = float("inf")) -> bool:
         """Delete what was not used since then; False where it was."""
@@ -100,7 +107,7 @@ class Folder:
                 file = open(self._at(key), "rb")  # noqa: SIM115  (read outside the lock)
                 _note(file)
             with file:
-                return file.read()
+                return file.read() if os.fstat(file.fileno()).st_size <= _most() else None
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as problem:
@@ -202,6 +209,177 @@ class Folder:
             os.close(lock)
 
 
+class S3:
+    """A bucket of an S3-compatible store: `s3://bucket/prefix?endpoint=https://...&region=...`.
+
+    Credentials come from the usual variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or a role),
+    and so do AWS_ENDPOINT_URL and AWS_REGION where the address does not name them.
+
+    Under KEY lie the objects KEY/data; KEY/used, empty, put anew when a use is noted; and KEY/doomed, while a sweep
+    takes a last look. Who puts or notes a use looks for that one afterwards, and waits for the sweep to end: a store
+    without locks would else delete what was just confirmed.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Raises Unsuitable where the address can't be read, or the client is not installed."""
+        try:
+            import obstore
+            from obstore.store import S3Store
+        except ImportError:
+            raise Unsuitable("Links are kept in an S3 store here, for which `pip install obstore` is needed.") from None
+        place = urlsplit(url)
+        more = dict(parse_qsl(place.query))
+        if place.scheme != "s3" or not place.netloc or more.keys() - {"endpoint", "region"}:
+            raise Unsuitable("A store is named s3://bucket/prefix?endpoint=https://...&region=..., or is a folder.")
+        endpoint = more.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
+        region = more.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        self._do: Any = obstore
+        self._bucket = S3Store(
+            place.netloc,
+            prefix=place.path.strip("/") or None,
+            region=region or "us-east-1",
+            disable_bulk_delete=True,  # asks for one more kind of request, which not every store knows
+            client_options={
+                "connect_timeout": "2s", "timeout": timedelta(seconds=TIMEOUT), "allow_http": endpoint.startswith("http://"),
+            },
+            # tried again where an error came at once, so that two requests take less than 5 s
+            retry_config={
+                "max_retries": 1, "retry_timeout": timedelta(seconds=0.5),
+                "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=0.2), "base": 2},
+            },
+            config={"endpoint": endpoint} if endpoint else {},
+        )  # fmt: skip
+        self._noted: OrderedDict[str, float] = OrderedDict()
+        self._down = 0.0
+
+    def get(self, key: str) -> bytes | None:
+        def whole() -> tuple[bytes, datetime]:
+            found = self._do.get(self._bucket, f"{_checked(key)}/data")
+            if found.meta["size"] > _most():
+                raise FileNotFoundError
+            data = found.bytes().to_bytes()
+            if len(data) != found.meta["size"]:
+                raise OSError("cut off")
+            return data, found.meta["last_modified"]
+
+        try:
+            data, put = self._ask(whole)
+        except FileNotFoundError as problem:
+            if "NoSuchBucket" in str(problem):
+                raise Away("refused") from None
+            return None
+        if time.time() - max(put.timestamp(), self._noted.get(key, 0.0)) > MARK:
+            with suppress(Away):  # what was asked for is here
+                self.use(key)
+        return data
+
+    def use(self, key: str) -> bool:
+        found = self._look(_checked(key))
+        if "data" in found and time.time() - max(found.values()) > MARK:
+            self._put(f"{key}/used", b"")
+            found = self._settled(key)
+        if "data" not in found:
+            return False
+        self._noted[key] = max(found.values())
+        self._noted.move_to_end(key)
+        while len(self._noted) > 10_000:
+            self._noted.popitem(last=False)
+        return True
+
+    def put(self, key: str, data: bytes) -> None:
+        end = time.monotonic() + TIMEOUT
+        while time.monotonic() < end:
+            self._put(f"{_checked(key)}/data", data)
+            if time.monotonic() < end and "data" in self._settled(key):
+                return
+        raise Away("slow")
+
+    def delete(self, key: str, unused_since: float = float("inf")) -> bool:
+        if unused_since < float("inf"):
+            if max(self._look(key).values(), default=0.0) > unused_since:
+                return False
+            self._put(f"{key}/doomed", b"")
+            begun = time.monotonic()
+            found = {name: at for name, at in self._look(key).items() if name != "doomed"}
+            # who took long to get here may find that nobody waits for it any longer
+            if max(found.values(), default=0.0) > unused_since or time.monotonic() - begun > DOOMED / 2:
+                self._remove(f"{key}/doomed")
+                return False
+        for name in ("data", "used", "doomed"):
+            self._remove(f"{_checked(key)}/{name}")
+        return True
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        found: dict[str, list[Any]] = {}
+        for each in self._list(prefix.rsplit("/", 1)[0] if "/" in prefix else ""):
+            key, _, name = each["path"].rpartition("/")
+            if key.startswith(prefix) and KEY.fullmatch(key) and name in ("data", "used"):
+                found.setdefault(key, []).append((name, each["size"], each["last_modified"].timestamp()))
+        for key, objects in found.items():
+            sizes = [size for name, size, _ in objects if name == "data"]
+            yield Entry(key, sum(sizes), max(at for *_, at in objects))
+
+    def tidy(self) -> None:
+        for each in list(self._list("")):
+            if each["path"].endswith("/doomed") and each["last_modified"].timestamp() < time.time() - HOUR:
+                self._remove(each["path"])
+
+    def _settled(self, key: str) -> dict[str, float]:
+        """What is under a key, once no sweep is about to delete it."""
+        end = time.monotonic() + 2
+        while time.time() - (found := self._look(key)).pop("doomed", 0.0) < DOOMED:
+            if time.monotonic() > end:
+                raise Away("slow")
+            time.sleep(0.05)
+        return found
+
+    def _look(self, key: str) -> dict[str, float]:
+        """When each object under a key was put: of one moment, which several requests would not be."""
+        found = self._list(_checked(key))
+        return {each["path"].removeprefix(f"{key}/"): each["last_modified"].timestamp() for each in found}
+
+    def _list(self, prefix: str) -> list[Any]:
+        begun = time.monotonic()
+        try:
+            return self._ask(lambda: self._do.list(self._bucket, prefix or None, chunk_size=1000).collect())
+        except FileNotFoundError:  # the bucket
+            raise Away("refused") from None
+        finally:
+            if prefix.count("/") > 1 and time.monotonic() - begun > 1:
+                self._down = time.monotonic() + PAUSE  # one answer may take so long, but not ten in a row
+
+    def _put(self, path: str, data: bytes) -> None:
+        try:
+            self._ask(lambda: self._do.put(self._bucket, path, data, use_multipart=False))
+        except FileNotFoundError:
+            raise Away("refused") from None
+
+    def _remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            self._ask(lambda: self._do.delete(self._bucket, path))
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        """Do one request. After one that failed nobody waits for another for a few seconds.
+
+        Raises:
+            Away; FileNotFoundError.
+        """
+        if time.monotonic() < self._down:
+            raise Away("unreachable")
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except (self._do.exceptions.BaseError, OSError, ValueError) as problem:
+            text = str(problem).lower()
+            if isinstance(problem, PermissionError) or " 403" in text or " 401" in text:
+                raise Away("refused") from None
+            if any(each in text for each in (" 507", "quotaexceeded", "storagefull")):
+                raise Away("full") from None
+            self._down = time.monotonic() + PAUSE
+            raise Away("slow" if "kind: timeout" in text else "unreachable") from None
+
+
 def _note(file: IO[bytes]) -> None:
     if os.fstat(file.fileno()).st_mtime < time.time() - MARK:
         with suppress(OSError):  # a folder that can only be read
@@ -223,6 +401,11 @@ def _away(problem: OSError) -> Away:
     if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Away("full")
     return Away("refused" if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "unreachable")
+
+
+def _most() -> int:
+    """Bytes of what may be read in one piece, whoever put it there."""
+    return max(settings.SETTINGS.shared_each, 64 * settings.MB)
 
 
 def _checked(key: str) -> str:
@@ -293,7 +476,7 @@ def shared() -> Shared:
 
 @lru_cache(16)
 def _opened(where: str) -> Shared:
-    return Shared(Folder(where))
+    return Shared(S3(where) if where.startswith("s3://") else Folder(where))
 
 
 # ------------------------------------------------------------------------------------------------------------ sweeping
