@@ -45,6 +45,7 @@ class _Watch:
     report: Callable[[Progress], None] | None = None
     cancel: threading.Event | None = None
     deadline: float | None = None
+    pause: Callable[[], None] | None = None
     outer: _Watch | None = None
 
 
@@ -57,13 +58,15 @@ def watch(
     report: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
     seconds: float | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """Receive the progress of the work inside, let `cancel.set()` stop it, and stop it after `seconds`.
 
-    `report` may raise to stop the work too. Watches nest: an outer cancel or deadline also holds inside.
+    `report` may raise to stop the work too. `pause` is called before every module of a forward, and may sleep there.
+    Watches nest: an outer cancel, deadline or pause also holds inside.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
-    token = _WATCH.set(_Watch(report, cancel, deadline, _WATCH.get()))
+    token = _WATCH.set(_Watch(report, cancel, deadline, pause, _WATCH.get()))
     try:
         yield
     finally:
@@ -92,6 +95,8 @@ def check() -> None:
     """Raise `Cancelled` if the work in this context should stop. Called before every module of a forward."""
     each = _WATCH.get()
     while each is not None:
+        if each.pause is not None:
+            each.pause()
         if each.cancel is not None and each.cancel.is_set():
             raise Cancelled("Stopped.")
         if each.deadline is not None and time.monotonic() > each.deadline:

@@ -1,41 +1,57 @@
-"""Running experiments: results kept for everyone, long ones in the background with progress and cancel."""
+"""Running experiments: results kept for everyone, one fair queue for all visitors, long runs in the background.
+
+What is short runs while the page waits (`run`), what is long in a worker (`later`); pages choose by `estimate`. Both
+are done in the order of `interp.queue`, within the limits of `interp.settings`. `counts` has the numbers for metrics.
+"""
 
 from __future__ import annotations
 
-import contextvars
+import atexit
+import contextlib
 import logging
 import os
-import threading
 import time
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import streamlit as st
+import torch
 
-from interp import Unsuitable, store, zoo
+from interp import Unsuitable, circuit, memory, settings, store, zoo
 from interp.experiment import Call, Experiment
 from interp.methods import METHODS
+from interp.model import LanguageModel, _bytes
 from interp.progress import Cancelled, Progress, watch
+from interp.queue import Full, Place, Queue, Run
 from interp.results import Result, Text
-from interp.samples import Contrast, ImageSet, TextSet
+from interp.samples import Contrast, ImageSet, Prompt, PromptPair, TextSet
+from pages.server import address, metrics
 
 KEEP = 600
 """How many results stay in memory."""
 QUICK = 0.7
 """Seconds up to which an experiment runs while the page waits."""
-SILENT = 6.0
-"""Seconds after which a page that no longer asks for a job counts as gone."""
-LONGEST = float(os.environ.get("ACTISCOPE_SECONDS", "600"))
+REMEMBER = 300.0
+"""Seconds for which it is told what went wrong with a run that nobody asks for any more."""
+FLOPS = 1e11
+"""Operations that a core is taken to do in a second, until the pace of a model is known."""
 
+T = TypeVar("T")
 _log = logging.getLogger("actiscope")
-_lock = threading.Lock()
+_queue = Queue()
+_lock = _queue.lock
 _results: OrderedDict[str, tuple[Result, float]] = OrderedDict()
 _jobs: dict[str, Job] = {}
 _pace: dict[str, float] = {}
-_pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="job")
+_counts: defaultdict[str, float] = defaultdict(float)
+
+if settings.SETTINGS.hosted and "OMP_NUM_THREADS" not in os.environ:
+    # many runs at once: a core for each gives more answers in a second than all cores for one after the other, and
+    # every answer the same bits however busy the server is
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -59,29 +75,69 @@ class Fit:
         return Text(METHODS[self.lens.method](zoo.load(self.model), self.sample, **self.lens.settings))
 
 
-@dataclass
-class Job:
+@dataclass(eq=False, kw_only=True)
+class Job(Run):
     """One long experiment, or fit. It runs as long as some page asks for it."""
 
     experiment: Experiment | Fit
-    wanted: dict[str, float] = field(default_factory=dict)
-    cancel: threading.Event = field(default_factory=threading.Event)
+    key: str
     progress: Progress | None = None
     error: str = ""
+    again: bool = False
+    """Whether it may go better when it is tried again: it was stopped, or there was a fault."""
 
     def report(self, progress: Progress) -> None:
-        self.progress = progress
-        self.look_around()
+        self.progress, self.left = progress, progress.left
 
-    def look_around(self) -> None:
-        """Stop when every page that wanted it has gone silent."""
-        if all(time.monotonic() - last > SILENT for last in self.wanted.values()):
+    @property
+    def place(self) -> Place | None:
+        """How far it is from its turn; None where it does not wait."""
+        return _queue.place(self)
+
+    def work(self) -> None:
+        outcome = "failed"
+        try:
+            memory.WATCHDOG.start()
+            _refuse_large(self.experiment)
+            with watch(self.report, self.cancel, settings.SETTINGS.seconds or None):
+                result = self.experiment.run()
+            _keep(self.experiment, result, self._taken())
+            outcome = "done"
+        except Cancelled as reason:
+            self.error = self.reason if self.cancel.is_set() else str(reason)
+            outcome = "stopped" if self.reason else "cancelled" if self.cancel.is_set() else "deadline"
+            self.again = bool(self.reason)
             self.cancel.set()
+        except Unsuitable as reason:
+            self.error, outcome, self.again = str(reason), "unsuitable", isinstance(reason, Full)
+        except (Exception, MemoryError):
+            _log.exception("A job failed: %s", self.experiment.digest)
+            self.error = "This failed through a fault of Actiscope's; the log has the details."
+            self.again = True
+        finally:
+            metrics.observe("computing", _queue.clock() - self.since, kind="heavy")
+            with _lock:
+                _count(outcome)
+                if not self.error and _jobs.get(self.key) is self:
+                    del _jobs[self.key]
+
+    def _taken(self) -> float:
+        return _queue.clock() - (self.started or 0.0) - self.napped
+
+    def dropped(self) -> None:
+        self.error, self.again = self.reason, True
+        if not self.error and _jobs.get(self.key) is self:
+            del _jobs[self.key]
 
 
 def _visitor() -> str:
     context = st.runtime.scriptrunner.get_script_run_ctx()
     return context.session_id if context else "nobody"
+
+
+def _payer() -> str:
+    """On whose account it goes: all visits from one address share an hour."""
+    return address.of_visit() if st.runtime.scriptrunner.get_script_run_ctx() else "nobody"
 
 
 def key_of(experiment: Experiment | Fit) -> str:
@@ -91,10 +147,11 @@ def key_of(experiment: Experiment | Fit) -> str:
 
 def known(experiment: Experiment | Fit) -> Result | None:
     """The result, if someone has run this experiment before."""
+    key = key_of(experiment)
     with _lock:
-        found = _results.get(key_of(experiment))
+        found = _results.get(key)
         if found:
-            _results.move_to_end(key_of(experiment))
+            _results.move_to_end(key)
         return found[0] if found else None
 
 
@@ -115,40 +172,144 @@ def estimate(experiment: Experiment | Fit) -> float:
     """Seconds it will take, from its count of forwards and the pace of this model so far."""
     model = zoo.load(experiment.model)
     forwards, backwards = passes(experiment)
-    return (forwards + 2 * backwards) * _pace.get(model.digest, 0.05)
+    pace = _pace.get(model.digest)
+    if pace is None:  # each weight of a layer is used at every token, or at about so many places of a photo
+        weights = sum(each.numel() for each in model.network.parameters())
+        pace = max(0.05, 2 * weights * (64 if isinstance(model, LanguageModel) else 200) / FLOPS)
+    return (forwards + 2 * backwards) * pace * _length(experiment)
+
+
+def _length(experiment: Experiment | Fit) -> float:
+    """How much longer a forward takes than one of a usual prompt: up to 64 tokens, the time is that of the layers."""
+    sample = experiment.sample
+    text = sample.text if isinstance(sample, Prompt) else sample.clean if isinstance(sample, PromptPair) else ""
+    return max(1.0, len(text) / 256)
+
+
+def needed(experiment: Experiment | Fit) -> float:
+    """Bytes of memory it will take at most, about."""
+    model, method = zoo.load(experiment.model), METHODS[experiment.lens.method]
+    if method.family == "circuits" and isinstance(experiment, Experiment):
+        return circuit.memory(experiment)
+    return memory.needed(model, method, experiment.sample, *passes(experiment))
+
+
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """A turn for the short computing of a page that is no experiment. Nothing of Streamlit's is called inside.
+
+    Raises:
+        Full: this visitor's hour is used up.
+    """
+    # looking anything up in the session ends this run of the page where the visitor has moved on or gone
+    with _queue.turn(_visitor(), _payer(), lambda: "page-began" in st.session_state):
+        yield
+
+
+def paced(stream: Iterator[T]) -> Iterator[T]:
+    """The same, each step in a turn of its own: for texts that are written token by token."""
+    while True:
+        with turn():
+            step = next(stream, None)
+        if step is None:
+            return
+        yield step
 
 
 def run(experiment: Experiment | Fit) -> Result:
-    """The result, run here and now unless it is kept.
+    """The result, run here and now unless it is kept; here and now is after those whose turn is first.
 
     Raises:
-        Unsuitable: the experiment can't be done; the text says why.
+        Unsuitable: the experiment can't be done; the text says why. Full: not now.
     """
     found = known(experiment)
     if found is not None:
+        _count("hits")
         return found
-    start = time.monotonic()
-    with watch(seconds=LONGEST):
-        result = experiment.run()
-    taken = time.monotonic() - start
-    _keep(experiment, result, taken)
+    asked = _queue.clock()
+    memory.WATCHDOG.start()
+    with turn():
+        found = known(experiment)  # someone else may have made it meanwhile
+        if found is not None:
+            return found
+        start = time.monotonic()
+        try:
+            with watch(seconds=settings.SETTINGS.seconds or None):
+                result = experiment.run()
+        except Cancelled as reason:
+            raise Unsuitable(str(reason)) from None
+        _keep(experiment, result, time.monotonic() - start)
+    _count("misses")
+    _count("done_cheap")
+    metrics.observe("computing", _queue.clock() - asked, kind="cheap")
     return result
 
 
 def later(experiment: Experiment | Fit) -> Result | Job:
-    """The result if it is there; otherwise the job that makes it, started if need be, and told that it is wanted."""
+    """The result if it is there; otherwise the job that makes it, started if need be, and told that it is wanted.
+
+    Raises:
+        Unsuitable: the experiment can't be done, or takes more memory than there is. Full: not now; nothing is lost.
+    """
     found = known(experiment)
     if found is not None:
+        _count("hits")
         return found
-    key = key_of(experiment)
+    key, visitor, payer = key_of(experiment), _visitor(), _payer()
+    job = _wanted(key, visitor, payer)
+    if job is not None:
+        return job
+    cost = estimate(experiment)
+    with turn():
+        _refuse_large(experiment)
+    with _lock:
+        job = _wanted(key, visitor, payer)
+        if job is None:
+            _forget()
+            job = Job(experiment=experiment, key=key, cost=cost)
+            _queue.put(job, visitor, payer)
+            _jobs[key] = job
+            _count("misses")
+        return job
+
+
+def _wanted(key: str, visitor: str, payer: str) -> Job | None:
+    """The job of that key, told that it is wanted; a run that was cancelled is none."""
     with _lock:
         job = _jobs.get(key)
         if job is None or (job.cancel.is_set() and not job.error):
-            job = _jobs[key] = Job(experiment)
-            job.wanted[_visitor()] = time.monotonic()
-            _pool.submit(contextvars.Context().run, _work, key, job)
-        job.wanted[_visitor()] = time.monotonic()
+            return None
+        _queue.want(job, visitor, payer)
         return job
+
+
+def _refuse_large(experiment: Experiment | Fit) -> None:
+    """Before anything is run: is there room for it?"""
+    if memory.refusing():
+        _count("refused_memory")
+        raise Full("memory", "This server is short of memory; try again in a minute. Nothing is lost.")
+    bytes = needed(experiment)
+    if bytes > memory.room():
+        _halve()
+        if bytes > memory.room():
+            _count("refused_large")
+            raise Full(
+                "large",
+                f"This takes about {_spoken(bytes)} of memory, and {_spoken(max(memory.room(), 0))} are free here; "
+                "choose a shorter input, a smaller model, or try again later.",
+            )
+
+
+def _spoken(bytes: float) -> str:
+    return f"{bytes / 2**30:.1f} GB" if bytes >= 2**30 else f"{bytes / 2**20:.0f} MB"
+
+
+def _forget() -> None:
+    """Of runs that failed, those that nobody has asked about for a while."""
+    now = _queue.clock()
+    for key, job in list(_jobs.items()):
+        if job.error and all(now - last > REMEMBER for last in job.wanted.values()):
+            del _jobs[key]
 
 
 def stop(experiment: Experiment | Fit) -> None:
@@ -156,9 +317,21 @@ def stop(experiment: Experiment | Fit) -> None:
     with _lock:
         job = _jobs.get(key_of(experiment))
         if job:
-            job.wanted.pop(_visitor(), None)
-            if not job.wanted:
-                job.cancel.set()
+            _leave(job)
+
+
+def _leave(job: Job) -> None:
+    _queue.leave(job, _visitor())
+    if job.error and not job.wanted and _jobs.get(job.key) is job:
+        del _jobs[job.key]  # asked for again, it is tried again
+
+
+def again(experiment: Experiment | Fit) -> None:
+    """Forget that it failed: the next who asks for it has it tried again."""
+    with _lock:
+        key = key_of(experiment)
+        if key in _jobs and _jobs[key].error:
+            del _jobs[key]
 
 
 def begin() -> None:
@@ -170,41 +343,87 @@ def end() -> None:
     """A page has been shown in full: this visitor no longer wants the jobs that it did not ask for."""
     began = st.session_state["page-began"]
     with _lock:
-        for job in _jobs.values():
+        for job in list(_jobs.values()):
             if job.wanted.get(_visitor(), began) < began:
-                del job.wanted[_visitor()]
-                if not job.wanted:
-                    job.cancel.set()
+                _leave(job)
 
 
-def _work(key: str, job: Job) -> None:
-    start = time.monotonic()
-    try:
-        job.look_around()
-        with watch(job.report, job.cancel, LONGEST):
-            result = job.experiment.run()
-        _keep(job.experiment, result, time.monotonic() - start)
-    except Cancelled as reason:
-        job.error = "" if job.cancel.is_set() else str(reason)
-        job.cancel.set()
-    except Unsuitable as reason:
-        job.error = str(reason)
-    except Exception:
-        _log.exception("A job failed: %s", job.experiment.digest)
-        job.error = "This failed through a fault of Actiscope's; the log has the details."
-    finally:
-        with _lock:
-            if not job.error and _jobs.get(key) is job:
-                del _jobs[key]
+def close(sentence: str = "This server is about to be restarted; try again in a minute.", seconds: float = 0.0) -> None:
+    """Take nothing new, drop what waits with this sentence; what runs gets some seconds."""
+    _queue.close(sentence, seconds)
+
+
+def counts() -> dict[str, float]:
+    """What the queue, the results and memory are like now, and what has been done since the start, for metrics.
+
+    Now: waiting, running (long runs), waiting_cheap, running_cheap (short ones), results, result_bytes, memory_used,
+    memory_limit, memory_level (0 to 3).
+
+    Since the start: done, cancelled (nobody wanted it any more, while it ran), left (the same, while it waited),
+    stopped (by the server), deadline, unsuitable, failed: how long runs ended. done_cheap: short ones that gave a
+    result. hits, misses: of the kept results. refused_queue, refused_share, refused_hour, refused_closing,
+    refused_memory, refused_large: what was not taken. seconds_heavy, seconds_cheap: of computing; seconds_napped: that
+    long runs gave way. drops_1 (caches), drops_2 (models), drops_3 (runs): how often memory was short.
+
+    The time from asking to having, of short and long runs, is the histogram `computing` of `pages.server.metrics`.
+    """
+    with _lock:
+        sizes = {"results": float(len(_results)), "result_bytes": float(_kept_bytes)}
+        return {**_queue.state(), **sizes, **_queue.counts, **_counts, **memory.counts()}
+
+
+def _count(what: str) -> None:
+    with _lock:
+        _counts[what] += 1
+
+
+_kept_bytes = 0
 
 
 def _keep(experiment: Experiment | Fit, result: Result, taken: float) -> None:
-    model = zoo.load(experiment.model)
+    global _kept_bytes
+    model, key = zoo.load(experiment.model), key_of(experiment)
     cost = result.forwards + 2 * result.backwards
     with _lock:
-        _results[key_of(experiment)] = (result, taken)
+        _drop(key)
+        _results[key] = (result, taken)
+        _kept_bytes += _bytes(result)
         if cost >= 1:
-            old = _pace.get(model.digest)
-            _pace[model.digest] = taken / cost if old is None else 0.7 * old + 0.3 * taken / cost
-        while len(_results) > KEEP:
-            _results.popitem(last=False)
+            old, new = _pace.get(model.digest), taken / cost / _length(experiment)
+            _pace[model.digest] = new if old is None else 0.7 * old + 0.3 * new
+        while len(_results) > KEEP or (_kept_bytes > settings.SETTINGS.result_bytes and len(_results) > 1):
+            _drop(next(iter(_results)))
+
+
+def _drop(key: str) -> None:
+    global _kept_bytes
+    if found := _results.pop(key, None):
+        _kept_bytes -= _bytes(found[0])
+
+
+# ------------------------------------------------------------------------------------------- when memory gets short
+
+
+def _halve() -> None:
+    """Drop the older half of the results, the captures of models, and all pictures."""
+    with _lock:
+        for key in list(_results)[: (len(_results) + 1) // 2]:
+            _drop(key)
+    for model in list(zoo._loaded.values()):
+        model.forget()
+    st.cache_data.clear()
+
+
+memory.WATCHDOG.on_pressure(_halve, 1)
+memory.WATCHDOG.on_pressure(memory.forget_modules, 2)
+memory.WATCHDOG.on_pressure(lambda: zoo.drop_unused(), 2)
+memory.WATCHDOG.on_pressure(lambda: _queue.stop_dearest("This server ran short of memory; try again in a minute."), 3)
+
+
+@atexit.register
+def _last() -> None:
+    """At the end of the process, threads that compute have to be told, or they crash it."""
+    close(seconds=0.0)
+    end = time.monotonic() + 2.0
+    while _queue.state()["running"] and time.monotonic() < end:
+        time.sleep(0.02)

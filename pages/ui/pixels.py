@@ -33,7 +33,8 @@ NAMES = {
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _thumbnail(_model: VisionModel, _sample: Image, name: str, key: str) -> str:
-    found = _pixels.references(_model, _model.inputs(_sample), name)  # type: ignore[arg-type]
+    with jobs.turn():
+        found = _pixels.references(_model, _model.inputs(_sample), name)  # type: ignore[arg-type]
     return data_url(fitted(PIL.Image.fromarray(_model.picture(found[0])), 120))
 
 
@@ -116,7 +117,8 @@ def beside_captum(model: VisionModel) -> None:
                     f"residual {_percent(result.residual.value)}",
                 )  # fmt: skip
                 st.caption(result.residual.meaning.replace("|", "\\|"))
-        table = operations(model, sample)
+        with jobs.turn():
+            table = operations(model, sample)
         st.markdown("**The nonlinear operations of this model**, in the order they first run:")
         st.dataframe(
             [
@@ -226,7 +228,8 @@ def _minimum() -> None:
 
 @st.cache_data(show_spinner="Scoring 400 sequences by six methods ...")
 def _roc() -> dict[str, dict[str, float]]:
-    return motifs.roc()
+    with jobs.turn():
+        return motifs.roc()
 
 
 def _motifs() -> None:
@@ -251,7 +254,8 @@ def _motifs() -> None:
 
 @st.cache_data(show_spinner="Erasing ...")
 def _changes() -> dict[str, dict[str, float]]:
-    return digits.changes()
+    with jobs.turn():
+        return digits.changes()
 
 
 def _digits() -> None:

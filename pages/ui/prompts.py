@@ -333,7 +333,7 @@ def continued(experiments: list[Experiment], beside: bool = False) -> None:
             st.caption(title)
             place, text = st.empty(), kept.get(version.digest, "")
         if version.digest not in kept:
-            for piece in version.stream(CONTINUED):
+            for piece in jobs.paced(version.stream(CONTINUED)):
                 text += piece
                 place.text(version.sample.text + text)
             kept[version.digest] = text

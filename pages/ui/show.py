@@ -15,6 +15,7 @@ from interp import Unsuitable, evidence
 from interp.experiment import Call, Experiment
 from interp.figures import Look, backdrop, colours_of, data_url, draw, fitted, legend, overlay, viewed
 from interp.methods import METHODS
+from interp.queue import spoken
 from interp.results import FeatureList, FeaturePage, Graph, Heatmap, Result, Table, TokenGrid
 from interp.samples import Image
 from interp.sites import Node
@@ -61,7 +62,8 @@ def picture_of(experiment: Experiment) -> PIL.Image.Image:
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _changed_picture(_experiment: Experiment, key: str) -> PIL.Image.Image:
-    return evidence.picture_after(_experiment)
+    with jobs.turn():
+        return evidence.picture_after(_experiment)
 
 
 def hero(
@@ -289,34 +291,60 @@ def found(
 
 
 def waiting(experiments: list[Experiment], stopped: Callable[[], object]) -> None:
-    """A thin bar with the time left and Stop, until the jobs are done."""
+    """A thin bar with the time left and Stop, until the jobs are done; before they begin, their place and Cancel."""
 
     @st.fragment(run_every=0.5)
     def bar() -> None:
-        states = [jobs.later(each) if jobs.estimate(each) > jobs.QUICK else None for each in experiments]
+        try:
+            states = [jobs.later(each) if jobs.estimate(each) > jobs.QUICK else None for each in experiments]
+        except Unsuitable as problem:  # it was dropped, and there is no place for it now
+            st.warning(plain(str(problem)), icon=":material/info:")
+            return
         running = [each for each in states if isinstance(each, jobs.Job)]
         if not running:
             st.rerun()
-        failed = next((each.error for each in running if each.error), "")
-        if failed:
-            st.warning(failed, icon=":material/info:")
+        failed = next((each for each in running if each.error), None)
+        if failed is not None:
+            st.warning(plain(failed.error), icon=":material/info:")
+            if failed.again and st.button("Try again", key="again", icon=":material/refresh:"):
+                jobs.again(failed.experiment)
+                st.rerun()
             return
-        progress = running[0].progress
-        if progress is None:
-            st.progress(0.0, f"Waiting for a free place; about {jobs.estimate(running[0].experiment):.0f} s of work")
+        job = next((each for each in running if each.place is None), None)
+        if job is None:
+            first = min(running, key=lambda each: each.place.before if each.place else 0)
+            st.progress(0.0, place_of(first))
+        elif job.progress is None:
+            st.progress(0.0, f"Starting; about {jobs.estimate(job.experiment):.0f} s of work")
         else:
+            progress = job.progress
             left = f", about {progress.left:.0f} s left" if progress.left is not None else ""
             st.progress(
                 min(progress.done / max(progress.total, 1), 1.0),
                 f"{progress.label}: {progress.done} of {progress.total}{left}",
             )
-        if st.button("Stop", key="stop", icon=":material/stop:"):
+        words = ("Cancel", ":material/close:") if job is None else ("Stop", ":material/stop:")
+        if st.button(words[0], key="stop", icon=words[1]):
             for each in running:
                 jobs.stop(each.experiment)
             stopped()
             st.rerun()
 
     bar()
+
+
+ORDINALS = ("Next", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth")
+
+
+def place_of(job: jobs.Job) -> str:
+    """Where a job that waits stands, and about when it begins."""
+    place = job.place
+    if place is None:
+        return "Starting"
+    number = place.before + 1
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    ordinal = ORDINALS[number - 1] if number <= len(ORDINALS) else f"{number}{ending}"
+    return f"{ordinal} in line, about {spoken(place.seconds)}"
 
 
 def _checks(experiment: Experiment, result: Heatmap) -> list[str]:

@@ -330,7 +330,7 @@ def _texts(experiment: Experiment) -> None:
     for at in range(len(versions)):
         places[at].html(written(sample.text, pieces[at]))
     try:
-        streams = [versions[at][1].stream(CONTINUED, 1.0 if draw else 0.0, draw) for at in missing]
+        streams = [jobs.paced(versions[at][1].stream(CONTINUED, 1.0 if draw else 0.0, draw)) for at in missing]
         for row in itertools.zip_longest(*streams):
             for at, piece in zip(missing, row, strict=True):
                 if piece is not None:
@@ -917,7 +917,7 @@ def _way_text(asked: Experiment, name: str, way: str) -> str:
         kept: dict[str, list[str]] = st.session_state.setdefault("steered", {})
         key = f"{dataclasses.replace(version, lens=Call('side_effects')).digest}:0"
         if key not in kept:
-            kept[key] = list(version.stream(CONTINUED))
+            kept[key] = list(jobs.paced(version.stream(CONTINUED)))
         return "".join(kept[key])
     except Unsuitable as problem:
         return str(problem)

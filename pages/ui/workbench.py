@@ -310,7 +310,7 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
                 )
             elif isinstance(state, jobs.Job):
                 item["wait"] = state.error or (
-                    "waiting"
+                    show.place_of(state)
                     if state.progress is None
                     else f"{state.progress.left:.0f} s left"
                     if state.progress.left is not None

@@ -231,7 +231,7 @@ def test_a_box_drawn_on_the_photo_hides_that_region(visit: Any) -> None:
 
 def test_long_work_shows_progress_and_stops(visit: Any) -> None:
     page = visit("/heatmaps?v=1&model=photos&image=chelsea&lens=score_cam")
-    expect(page.get_by_text(re.compile(r"Masked images: \d+ of \d+|Waiting for a free place")).first).to_be_visible(
+    expect(page.get_by_text(re.compile(r"Masked images: \d+ of \d+|Starting|in line")).first).to_be_visible(
         timeout=30_000
     )
     page.get_by_role("button", name="Stop").first.click()
