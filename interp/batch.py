@@ -236,7 +236,7 @@ class Origin:
         from interp import zoo
 
         with zoo._lock:
-            keys = [key for key, each in zoo._loaded.items() if each is model]
+            keys = [key for key, each in zoo._alive.items() if each is model]
         if keys:
             name, device, dtype = keys[0]
             return Origin(name, model.digest, device, dtype.removeprefix("torch."))

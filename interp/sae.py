@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -22,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from interp import Missing, Unsuitable, hooks, store
+from interp import settings as limits
 from interp.model import Model
 from interp.sites import HEADED, Site
 from kernels.sae import encode_columns, sparse_decode
 
 SHELF = Path(__file__).parent.parent / "assets" / "saes"
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-"""Weights larger than this are refused before they are read or downloaded, and so much is kept loaded."""
 LARGEST_CONFIG = 2**20
 
 ARCHITECTURES = (
@@ -356,7 +357,8 @@ def load(name: str, device: torch.device | str = "cpu") -> SAE:
     found = read(folder, name).to(device)
     with _lock:
         found = _loaded.setdefault(key, found)
-        while len(_loaded) > 1 and sum(each.bytes for each in _loaded.values()) > LARGEST:
+        most = limits.SETTINGS.sae_bytes or math.inf
+        while len(_loaded) > 1 and sum(each.bytes for each in _loaded.values()) > most:
             _loaded.popitem(last=False)
     return found
 
@@ -400,10 +402,10 @@ def read(folder: Path, name: str = "") -> SAE:
             if pickles
             else f"{name} holds no {WEIGHTS}; give the whole folder that SAELens saved."
         )
-    if weights.stat().st_size > LARGEST:
+    if weights.stat().st_size > (limits.SETTINGS.sae_bytes or math.inf):
         raise Unsuitable(
             f"{name} has {weights.stat().st_size / 2**30:.1f} GB of weights; the limit here is "
-            f"{LARGEST / 2**30:.0f} GB (ACTISCOPE_SAE_BYTES)."
+            f"{limits.SETTINGS.sae_bytes / 2**30:.1f} GB (ACTISCOPE_SAE_BYTES)."
         )
     try:
         settings = _settings(_json(config))

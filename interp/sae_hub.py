@@ -10,35 +10,27 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors.torch import save_file
 
-from interp import Unsuitable, progress, sae, store
+from interp import Unsuitable, hub, progress, sae, settings, store
+from interp.hub import Listing
 from interp.model import Model
-from interp.progress import Cancelled, Progress
+from interp.progress import Progress
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 PICKLED = ("connor_rob_hook_z", "goodfire", "dictionary_learning_1", "deepseek_r1", "qwen_scope")
 """Formats that SAELens converts from pickled files."""
 _FETCHED: dict[str, Path] = {}
-_FETCHING: dict[str, threading.Lock] = {}
-
-
-class _Away(Unsuitable):
-    """Hugging Face can't be asked."""
 
 
 def fetch(name: str) -> Path:
@@ -64,9 +56,11 @@ def fetch(name: str) -> Path:
     """
     if not sae.NAME.fullmatch(name) or not name.startswith(("hub:", "release:")) or ".." in name:
         raise Unsuitable(f"{name[:80]!r} names no SAE of Hugging Face (hub:owner/repository/folder).")
-    with _alone(name):
+    with hub.alone(name):
         if name not in _FETCHED or not _whole(_FETCHED[name]):
             _FETCHED[name] = _fetch(name)
+        else:
+            hub.permitted(*_repository(name)[:2])
         return _FETCHED[name]
 
 
@@ -74,30 +68,22 @@ def releases(model: Model) -> list[tuple[str, str, str | None]]:
     """SAELens's pretrained SAEs for that model, without those that can't be opened here (pickled ones, temporal ones).
 
     Returns:
-        (release, sae_id, neuronpedia's id or None) each: "release:{release}/{sae_id}" is its name.
+        (release, sae_id, neuronpedia's id or None) each: "release:{release}/{sae_id}" is its name. Only of repositories
+        that may be downloaded here.
     """
+    offered = hub.offered()
+    mine = None if offered is None else {each.partition("@")[0] for each in offered}
     names = {sae._plain(each) for each in (model.name, str(getattr(model.config, "_name_or_path", ""))) if each}
     return [
         (release, each["id"], each.get("neuronpedia"))
         for release, entry in _directory().items()
         if sae._plain(entry["model"]) in names and entry.get("conversion_func") not in (*PICKLED, "temporal")
+        if mine is None or entry["repo_id"] in mine
         for each in entry["saes"]
     ]
 
 
 # ------------------------------------------------------------------------------------------------------- what is here
-
-
-@contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """One download of a name at a time; whoever asks for the same meanwhile waits, and finds it done."""
-    lock = _FETCHING.setdefault(name, threading.Lock())
-    while not lock.acquire(timeout=0.1):
-        progress.check()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _whole(folder: Path) -> bool:
@@ -135,50 +121,67 @@ def _directory() -> dict[str, dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------- what is there
 
 
-def _fetch(name: str) -> Path:
+def _repository(name: str) -> tuple[str, str, str]:
+    """Repository, revision and the path in it of an SAE's name."""
     kind, _, rest = name.partition(":")
     if kind == "release":
-        release, entry, one = _entry(rest)
-        repository, path, revision = entry["repo_id"], str(one["path"]), ""
-    else:
-        where, _, revision = rest.partition("@")
-        owner, _, where = where.partition("/")
-        repository, _, path = where.partition("/")
-        repository = f"{owner}/{repository}"
-        if not all(repository.split("/")) or str(PurePosixPath(path)) != (path or ".") or path.startswith("/"):
-            raise Unsuitable(f"{name[:80]!r} names no folder on Hugging Face; say hub:owner/repository/folder.")
+        _, entry, one = _entry(rest)
+        return entry["repo_id"], "", str(one["path"])
+    where, _, revision = rest.partition("@")
+    owner, _, where = where.partition("/")
+    repository, _, path = where.partition("/")
+    if not (owner and repository) or str(PurePosixPath(path)) != (path or ".") or path.startswith("/"):
+        raise Unsuitable(f"{name[:80]!r} names no folder on Hugging Face; say hub:owner/repository/folder.")
+    return f"{owner}/{repository}", revision, path
+
+
+def _fetch(name: str) -> Path:
+    repository, revision, path = _repository(name)
     known = _remembered(name)
-    if known and re.fullmatch("[0-9a-f]{40}", revision):
+    if known and hub.COMMIT.fullmatch(revision):
+        hub.permitted(repository, revision)
         return known
     try:
-        commit, sizes = _listing(repository, revision)
-    except _Away:
+        listed = hub.listing(repository, revision)
+    except hub.Away:
         if known:
             return known
         raise
-    if kind == "hub":
-        found = _saelens(name, repository, commit, path, sizes)
+    if name.startswith("hub:"):
+        found = _saelens(name, listed, path)
     else:
-        found = _place() / store.key_of(name, commit)[:32]
+        release, entry, one = _entry(name.partition(":")[2])
+        found = _place() / store.key_of(name, listed.commit)[:32]
         if not _whole(found):
             with tempfile.TemporaryDirectory(dir=_place()) as made:
                 folder = Path(made) / "sae"
                 folder.mkdir()
                 if entry.get("conversion_func"):
-                    _check_release(name, entry["conversion_func"], repository, path, sizes)
-                    wanted = {file: sizes[file] for file in _files(path, sizes)}
-                    _download(name, repository, commit, wanted)
-                    _converted(name, release, one["id"], commit, folder)
+                    _check_release(name, entry["conversion_func"], listed, path)
+                    hub.fetch(f"Fetching {name}", listed, _files(path, listed.files))
+                    _converted(name, release, one["id"], listed, folder)
                 else:
-                    _settled(name, entry, one, _saelens(name, repository, commit, path, sizes), folder)
+                    _settled(name, entry, one, _saelens(name, listed, path), folder)
                 shutil.rmtree(found, ignore_errors=True)  # it is not whole
                 try:
                     os.replace(folder, found)
                 except OSError:
                     if not _whole(found):  # nor did another process bring it meanwhile
                         raise
+        os.utime(found)
     store._write(_place() / store.key_of(name), str(found).encode())
     return found
+
+
+def _kept() -> Iterator[hub.Kept]:
+    """What was made of releases: it takes disk beside what was downloaded."""
+    for folder in (store.folder() / "saes-hub").glob("*"):
+        if folder.is_dir() and _whole(folder):
+            size = sum(each.stat().st_size for each in folder.iterdir())
+            yield hub.Kept(folder.name, size, folder.stat().st_mtime, partial(shutil.rmtree, folder, True))
+
+
+hub.KEPT.append(_kept)
 
 
 def _entry(rest: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -194,70 +197,32 @@ def _entry(rest: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return release, entry, one
 
 
-def _listing(repository: str, revision: str) -> tuple[str, dict[str, int]]:
-    """The commit that the revision is now, and its files with their sizes."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        info = HfApi().model_info(repository, revision=revision or None, files_metadata=True, timeout=10)
-    except GatedRepoError:
-        raise Unsuitable(_gated(repository)) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
-        at = f" at {revision!r}" if revision else ""
-        raise Unsuitable(f"Hugging Face has no repository {repository!r}{at} that is open to all.") from None
-    except (HTTPError, OSError, ValueError) as problem:
-        raise _Away(f"{repository} can't be fetched: {_trouble(problem)}") from None
-    return str(info.sha), {each.rfilename: each.size or 0 for each in info.siblings or []}
-
-
-def _gated(repository: str) -> str:
-    return (
-        f"{repository} is gated: accept its conditions on huggingface.co, and let this machine in with your token "
-        "(hf auth login)."
-    )
-
-
-def _trouble(problem: BaseException) -> str:
-    status = getattr(getattr(problem, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"Hugging Face does not let this machine in ({status}); look at the repository's page."
-    if status:
-        return f"Hugging Face answers with an error ({status}); try again later."
-    return f"Hugging Face can't be reached from here ({type(problem).__name__}); try again with a connection."
-
-
-def _files(path: str, sizes: Mapping[str, int]) -> list[str]:
+def _files(path: str, files: Mapping[str, hub.File]) -> list[str]:
     """What belongs to a path of a release: that file, or what is in that folder, or what is named after it."""
     named = (path, f"{path}.safetensors", f"W_enc_{path}.safetensors", f"W_dec_{path}.safetensors")
-    return [each for each in sizes if each in named or each.startswith(f"{path}/")]
+    return [each for each in files if each in named or each.startswith(f"{path}/")]
 
 
-def _saelens(name: str, repository: str, commit: str, path: str, sizes: Mapping[str, int]) -> Path:
+def _saelens(name: str, listed: Listing, path: str) -> Path:
     """Download the two files of a folder in SAELens's format."""
     inside = {each: f"{path}/{each}".strip("/") for each in (sae.CONFIG, sae.WEIGHTS)}
     for each, file in inside.items():
-        if file not in sizes:
-            _refuse_pickles(name, [other for other in sizes if str(PurePosixPath(other).parent) == (path or ".")])
+        if file not in listed.files:
+            _refuse_pickles(
+                name, [other for other in listed.files if str(PurePosixPath(other).parent) == (path or ".")]
+            )
             where = repr(path) if path else "its first folder"
-            raise Unsuitable(f"{repository} holds no {each} in {where}; give a folder that SAELens saved.")
-    wanted = {file: sizes[file] for file in inside.values()}
-    _refuse_large(name, wanted)
-    return (_download(name, repository, commit, wanted) / path).absolute()
+            raise Unsuitable(f"{listed.repository} holds no {each} in {where}; give a folder that SAELens saved.")
+    _refuse_large(name, listed, inside.values())
+    return (hub.fetch(f"Fetching {name}", listed, inside.values()) / path).absolute()
 
 
-def _check_release(name: str, conversion: str, repository: str, path: str, sizes: Mapping[str, int]) -> None:
-    files = _files(path, sizes)
+def _check_release(name: str, conversion: str, listed: Listing, path: str) -> None:
+    files = _files(path, listed.files)
     if not any(each.endswith((".safetensors", ".npz")) for each in files) or conversion in PICKLED:
         _refuse_pickles(name, files)
-        raise Unsuitable(f"{repository} holds no weights for {path!r}; SAELens's list may be older than it.")
-    _refuse_large(name, {each: sizes[each] for each in files})
+        raise Unsuitable(f"{listed.repository} holds no weights for {path!r}; SAELens's list may be older than it.")
+    _refuse_large(name, listed, files)
 
 
 def _refuse_pickles(name: str, files: list[str]) -> None:
@@ -269,75 +234,12 @@ def _refuse_pickles(name: str, files: list[str]) -> None:
             )
 
 
-def _refuse_large(name: str, sizes: Mapping[str, int]) -> None:
-    if sum(sizes.values()) > sae.LARGEST:
+def _refuse_large(name: str, listed: Listing, files: Iterable[str]) -> None:
+    size, limit = sum(listed.files[each].size for each in files), settings.SETTINGS.sae_bytes
+    if limit and size > limit:
         raise Unsuitable(
-            f"{name} has {sum(sizes.values()) / 2**30:.1f} GB of weights; the limit here is "
-            f"{sae.LARGEST / 2**30:.0f} GB (ACTISCOPE_SAE_BYTES)."
+            f"{name} has {hub.said(size)} of weights; the limit here is {hub.said(limit)} (ACTISCOPE_SAE_BYTES)."
         )
-
-
-def _download(name: str, repository: str, commit: str, sizes: Mapping[str, int]) -> Path:
-    """Bring these files of that commit into the hub's cache, and return the folder in it that is the repository.
-
-    In a thread, because the client waits and retries where nobody could stop it.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RemoteEntryNotFoundError
-
-    done, stop, label, began = [0], threading.Event(), f"Fetching {name}", time.monotonic()
-
-    class Bar:
-        """What the client tells its progress to; `update_transfer` keeps it from counting twice."""
-
-        def __init__(self, *_: Any, **__: Any) -> None: ...
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: Any) -> None: ...
-
-        def update(self, more: float = 1) -> None:
-            done[0] += int(more)
-            if stop.is_set() and threading.get_ident() == thread[0]:  # elsewhere it would be lost
-                raise Cancelled("Stopped.")
-
-        def update_transfer(self, *_: Any, **__: Any) -> None: ...
-
-        set_postfix_str = set_transfer_postfix_str = refresh = close = update_transfer
-
-    thread = [0]
-
-    def work() -> list[str]:
-        thread[0] = threading.get_ident()
-        found = []
-        for file in sizes:
-            if stop.is_set():
-                raise Cancelled("Stopped.")
-            found.append(hf_hub_download(repository, file, revision=commit, tqdm_class=Bar))
-        return found
-
-    pool = ThreadPoolExecutor(1)
-    total = max(1, sum(sizes.values()))
-    try:
-        future = pool.submit(work)
-        while not future.done():
-            progress._tell(Progress(label, min(done[0], total), total, time.monotonic() - began))
-            time.sleep(0.05)
-        found = future.result()
-    except GatedRepoError:
-        raise Unsuitable(_gated(repository)) from None
-    except RemoteEntryNotFoundError:
-        raise Unsuitable(f"{name} is no longer all there; ask again.") from None
-    except (HTTPError, OSError, ValueError) as problem:
-        if getattr(problem, "response", None) is not None:
-            raise Unsuitable(f"{name} can't be fetched: {_trouble(problem)}") from None
-        raise Unsuitable(f"The download of {name} broke off ({type(problem).__name__}); ask again to go on.") from None
-    finally:
-        stop.set()
-        pool.shutdown(wait=False)
-    file = next(iter(sizes))
-    return Path(found[0].removesuffix(file))
 
 
 # --------------------------------------------------------------------------------------------------------- conversion
@@ -365,11 +267,13 @@ def _settled(name: str, entry: Mapping[str, Any], one: Mapping[str, Any], source
     (made / sae.CONFIG).write_text(json.dumps(config))
 
 
-def _converted(name: str, release: str, sae_id: str, commit: str, made: Path) -> None:
+def _converted(name: str, release: str, sae_id: str, listed: Listing, made: Path) -> None:
     """Let SAELens convert it, in another process."""
     here = str(Path(__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    command = [sys.executable, "-m", "interp.sae_hub", release, sae_id, commit, str(made)]
+    if hub.token(listed.repository) is False:
+        environment["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+    command = [sys.executable, "-m", "interp.sae_hub", release, sae_id, listed.commit, str(made)]
     log, began = made.parent / "log.txt", time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)

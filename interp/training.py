@@ -443,7 +443,9 @@ class _Run:
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.spec, self.folder = spec, folder
-        self.model: LanguageModel | VisionModel = zoo.load(spec.model, spec.device)
+        self.model: LanguageModel | VisionModel = zoo.load(
+            Path(spec.model) if os.path.isabs(spec.model) else spec.model, spec.device
+        )
         self.site = self.model.resolve(spec.site)
         self.target = self.site if spec.target is None else self.model.resolve(spec.target)
         self.sites = [self.site] if spec.target is None else [self.site, self.target]

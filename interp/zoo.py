@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import os
 import re
 import threading
+import time
+import weakref
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,15 +19,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from interp import Missing, Unsuitable, store
+from interp import Missing, Unsuitable, hub, settings, store
 from interp.model import LanguageModel, Model, VisionModel
 
 SHELF = Path(__file__).parent.parent / "assets" / "models"
-KEEP = int(os.environ.get("ACTISCOPE_MODELS", "4"))
-"""How many models stay in memory."""
-LARGEST = int(os.environ.get("ACTISCOPE_MODEL_BYTES", str(4 * 2**30)))
-"""Weights larger than this are refused before they are downloaded or read."""
-
 VISION = (
     "resnet", "regnet", "convnext", "convnextv2", "efficientnet", "mobilenet_v2", "vit", "deit", "dinov2",
     "dinov2_with_registers", "beit", "swin", "swinv2",
@@ -33,48 +32,190 @@ LANGUAGE = (
     "mixtral",
 )  # fmt: skip
 
-HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}(/[A-Za-z0-9_.-]{1,96})?(@[A-Za-z0-9_./-]{1,96})?")
+HEADS = {"vision": "ForImageClassification", "language": "ForCausalLM"}
+READERS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "preprocessor_config.json",
+    "processor_config.json", "generation_config.json",
+)  # fmt: skip
+"""What may lie beside config.json and the weights, and is read."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+SMALL, TOKENIZER = 2**20, 2**27
+"""Bytes of a configuration, and of a file of a tokenizer."""
+FORGET = 20.0
+"""Seconds in which what the hub refused is not asked for again."""
 
-_loaded: OrderedDict[tuple[str, str, str], Model] = OrderedDict()
+Key = tuple[str, str, str]
+_loaded: OrderedDict[Key, Model] = OrderedDict()
+_alive: weakref.WeakValueDictionary[Key, Model] = weakref.WeakValueDictionary()
 _folders: dict[str, Path] = {}
+_pinned: OrderedDict[str, str] = OrderedDict()
+_refused: dict[str, tuple[float, str]] = {}
 _lock = threading.Lock()
-_loading: dict[tuple[str, str, str], threading.Lock] = {}
 # from_pretrained touches settings of the whole process, so only one runs at a time
 _one_at_a_time = threading.Lock()
 
 
-def load(name: str, device: str | None = None, dtype: torch.dtype | None = None) -> VisionModel | LanguageModel:
+@dataclass(frozen=True)
+class Card:
+    """What a model of the hub is, before its weights are downloaded. name: owner/name@commit."""
+
+    name: str
+    task: str
+    family: str
+    architecture: str
+    licence: str
+    files: Mapping[str, int]
+    here: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.files.values())
+
+
+def load(name: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> VisionModel | LanguageModel:
     """Load a model once and share it.
+
+    A Hugging Face id without a commit stands for the same commit as long as the process lives. What is not on this
+    disk is downloaded, with the bytes reported to `interp.progress`.
 
     Args:
         name: of the embedded shelf ("photos"), a folder written by save_pretrained, `local:DIGEST` of a folder loaded
-            before, or a Hugging Face id ("microsoft/resnet-18", "microsoft/resnet-18@main").
+            before, or a Hugging Face id ("microsoft/resnet-18", "microsoft/resnet-18@main"). On a server for strangers
+            only a `Path` is a folder.
         device: "cpu" unless given. dtype: float32 unless given.
 
     Raises:
         Unsuitable: not a model that can be looked into; the text says why and what to do.
         Missing: nothing of that name here.
+        interp.progress.Cancelled: stopped while it was downloaded.
     """
-    key = (str(_find(name) or name), str(device or "cpu"), str(dtype or torch.float32))
+    folder = _find(name)
+    full = str(folder or pin(str(name)))
+    key = (full, str(device or "cpu"), str(dtype or torch.float32))
+    model = _here(key)
+    if model is None:
+        with hub.alone(f"load {key}"):  # whoever asks for the same model meanwhile waits here and finds it loaded
+            model = _here(key)
+            if model is None:
+                model = _load(folder or full, device, dtype)
+                with _lock:
+                    _loaded[key] = _alive[key] = model
+                    _evict(0)
+    return model  # type: ignore[return-value]
+
+
+def _here(key: Key) -> Model | None:
+    """The model, if it is in memory: also one that was dropped while a run went on with it."""
     with _lock:
-        if key in _loaded:
-            _loaded.move_to_end(key)
-            return _loaded[key]  # type: ignore[return-value]
-        mine = _loading.setdefault(key, threading.Lock())
-    with mine:  # whoever asks for the same model meanwhile waits here and finds it loaded
-        with _lock:
-            if key in _loaded:
-                return _loaded[key]  # type: ignore[return-value]
-        try:
-            model = _load(name, device, dtype)
-        finally:
-            with _lock:
-                _loading.pop(key, None)
-        with _lock:
+        model = _loaded.get(key) or _alive.get(key)
+        if model is not None:
             _loaded[key] = model
-            while len(_loaded) > KEEP:
-                _loaded.popitem(last=False)
+            _loaded.move_to_end(key)
+            _evict(0)
         return model
+
+
+def _evict(room: int) -> None:
+    """Keep those used last, so that there is room for so many more; whoever holds a dropped one goes on with it."""
+    while settings.SETTINGS.models and len(_loaded) > max(0, settings.SETTINGS.models - room):
+        _loaded.popitem(last=False)
+
+
+def _collect() -> None:
+    """Free what was dropped: a network is full of cycles, and may have been there when the imports were frozen."""
+    frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if frozen:
+        gc.freeze()
+
+
+def drop_unused() -> int:
+    """Drop the models that nobody holds right now, and say how many these were. Their memory is free afterwards."""
+    with _lock:
+        before = list(_loaded)
+        _loaded.clear()
+    _collect()
+    with _lock:
+        for key in before:  # in use: it stays, and is not loaded a second time
+            if key not in _loaded and (model := _alive.get(key)) is not None:
+                _loaded[key] = model
+        return sum(key not in _loaded for key in before)
+
+
+def in_memory() -> dict[str, int]:
+    """The models in memory by name, those used last at the end: bytes of their weights."""
+    with _lock:
+        found = [(key[0], model) for key, model in _loaded.items()]
+    return {name: sum(each.nbytes for each in model._network.state_dict().values()) for name, model in found}
+
+
+def _held() -> list[str]:
+    with _lock:
+        return [key[0] for key in {*_loaded, *_alive}]
+
+
+hub.HELD.append(_held)
+
+
+def pin(name: str, anew: bool = False) -> str:
+    """owner/name@commit of a Hugging Face id, asked for once in a process, or anew.
+
+    Raises:
+        Unsuitable: there is no such repository, or it may not be had.
+    """
+    repository, revision = hub.split(name)
+    if hub.COMMIT.fullmatch(revision) and not anew:
+        hub.permitted(repository, revision)
+        return name
+    with hub.alone(f"pin {name}"):
+        if name in _pinned and not anew:
+            hub.permitted(repository, revision)
+            return _pinned[name]
+        since, reason = _refused.get(name, (-FORGET, ""))
+        if time.monotonic() - since < FORGET and not anew:
+            raise Unsuitable(reason)
+        try:
+            full = hub.listing(repository, revision).name
+        except Unsuitable as problem:
+            _refused[name] = (time.monotonic(), str(problem))
+            raise
+        finally:
+            for old in [each for each, (when, _) in _refused.items() if time.monotonic() - when >= FORGET]:
+                _refused.pop(old, None)
+        with _lock:
+            _pinned[name] = full
+            while len(_pinned) > 1000:
+                _pinned.popitem(last=False)
+        return full
+
+
+def here(name: str) -> bool:
+    """Whether `load` needs no download: on the shelf, in a folder, in memory, or a whole copy on this disk."""
+    if _find(name) is not None:
+        return True
+    full = _pinned.get(name, name)
+    with _lock:
+        if any(key[0] == full for key in {*_loaded, *_alive}):
+            return True
+    repository, commit = hub.split(full)
+    if not hub.COMMIT.fullmatch(commit):
+        return False
+    known = hub._record(repository, commit)
+    try:
+        return known is not None and known.here(_needed(known))
+    except Unsuitable:
+        return False
+
+
+def look(name: str) -> Card:
+    """Say what a model of the hub is: its configuration is fetched, its weights are not.
+
+    Raises:
+        Unsuitable: not a model that can be looked into, or it is too large.
+    """
+    return _card(hub.listing(*hub.split(pin(name))))
 
 
 def shelf() -> dict[str, dict[str, Any]]:
@@ -94,12 +235,12 @@ def _read_shelf(place: Path) -> dict[str, dict[str, Any]]:
 
 
 def shared_name(name: str) -> str:
-    """The name a link may carry: `local:DIGEST` for a folder, never its path; others as they are."""
+    """The name a link may carry: `local:DIGEST` for a folder, never its path; owner/name@commit once that is known."""
     if name in shelf() or name.startswith("local:"):
         return name
     folder = _folder(name)
     if folder is None:
-        return name
+        return _pinned.get(name, name)
     digest = store.digest_of(path for path in (*sorted(folder.glob("*.json")), *_weights(folder)) if path.is_file())
     _folders[digest] = folder
     return f"local:{digest}"
@@ -107,9 +248,13 @@ def shared_name(name: str) -> str:
 
 def is_path(name: str) -> bool:
     """Whether `load` would look into a folder given by its path."""
-    return not (name in shelf() or name.startswith("local:")) and (
-        _folder(name) is not None or not HUB_ID.fullmatch(name) or ".." in name
-    )
+    if name in shelf() or name.startswith("local:"):
+        return False
+    try:
+        hub.split(name)
+    except Unsuitable:
+        return True
+    return _folder(name) is not None
 
 
 def _folder(name: str) -> Path | None:
@@ -124,12 +269,14 @@ def _folder(name: str) -> Path | None:
         return None
 
 
-def _find(name: str) -> Path | None:
+def _find(name: str | Path) -> Path | None:
     """The folder that a name stands for, or None for a hub id.
 
     Raises:
         Unsuitable, Missing: neither.
     """
+    if isinstance(name, Path):
+        return name.resolve()
     if re.fullmatch(r"[a-z0-9_-]{1,40}", name) and (SHELF / name / "config.json").exists():
         return SHELF / name
     if name.startswith("local:"):
@@ -139,12 +286,13 @@ def _find(name: str) -> Path | None:
                 "This link is about a model in a folder on another machine; load that folder on the Models page first."
             )
         return found
-    folder = _folder(name)
-    if folder is not None:
-        return folder
-    if not HUB_ID.fullmatch(name) or ".." in name:
-        raise Unsuitable(f"{name[:80]!r} is no folder here and no Hugging Face id (owner/name).")
-    return None
+    folder = None if settings.SETTINGS.hosted else _folder(name)
+    if folder is None:
+        try:
+            hub.split(name)
+        except Unsuitable:
+            raise Unsuitable(f"{name[:80]!r} is no folder here and no Hugging Face id (owner/name).") from None
+    return folder
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -162,47 +310,110 @@ def _check_folder(folder: Path) -> None:
             if pickles
             else f"{folder.name} holds no weights (model.safetensors)."
         )
-    if sum(path.stat().st_size for path in _weights(folder)) > LARGEST:
-        raise Unsuitable(f"{folder.name} is larger than {LARGEST / 2**30:.0f} GB, the limit here.")
+    _refuse_large(folder.name, sum(path.stat().st_size for path in _weights(folder)))
 
 
-def _check_hub(name: str, revision: str | None) -> bool:
-    """Ask the hub for the files before anything is downloaded; false where it can't be asked but a copy is here."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        HFValidationError,
-        HTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )  # fmt: skip
-
-    try:
-        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+def _refuse_large(shown: str, bytes: int) -> None:
+    limit = settings.SETTINGS.model_bytes
+    if limit and bytes > limit:
         raise Unsuitable(
-            f"Hugging Face has no model {name!r}" + (f" at {revision!r}" if revision else "") + " that is open to all."
-        ) from None
-    except (HTTPError, OfflineModeIsEnabled, OSError) as problem:
-        if _cached(name, revision):
-            return False
-        raise Unsuitable(
-            f"{name!r} can't be fetched: Hugging Face can't be reached from here ({type(problem).__name__})."
-        ) from None
-    sizes = [each.size or 0 for each in info.siblings or [] if each.rfilename.endswith(".safetensors")]
-    if not sizes:
-        raise Unsuitable(f"{name} has no safetensors weights; pickled ones are not opened here.")
-    if sum(sizes) > LARGEST:
-        raise Unsuitable(
-            f"{name} has {sum(sizes) / 2**30:.1f} GB of weights; the limit here is {LARGEST / 2**30:.0f} GB."
+            f"{shown} is too large: it has {hub.said(bytes)} of weights, and the limit here is {hub.said(limit)}."
         )
-    return True
 
 
-def _cached(name: str, revision: str | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
+def _needed(found: hub.Listing) -> list[str]:
+    """The files of a repository that a model is read from: one file of safetensors, or all its parts with their index.
 
-    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    Raises:
+        Unsuitable: there are no such weights, no configuration, or a file is larger than its kind is.
+    """
+    shown, files = found.repository, found.files
+    if "config.json" not in files:
+        raise Unsuitable(f"{shown} holds no config.json, so it is no model of transformers; choose one that is.")
+    parts = [each for each in files if re.fullmatch(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors", each)]
+    if "model.safetensors" in files:
+        weights = ["model.safetensors"]
+    elif "model.safetensors.index.json" in files and parts:
+        weights = ["model.safetensors.index.json", *sorted(parts)]
+    else:
+        pickles = [each for each in files if each.endswith(PICKLES) and "/" not in each]
+        raise Unsuitable(
+            f"{shown} holds only pickled weights ({pickles[0]}), which can run any code when opened; choose one with "
+            "safetensors."
+            if pickles
+            else f"{shown} has no safetensors weights (model.safetensors); choose one that has."
+        )
+    beside = ["config.json", *(each for each in READERS if each in files)]
+    for each in beside:
+        limit = TOKENIZER if each.startswith(("token", "vocab", "merges", "spiece")) else SMALL
+        if files[each].size > limit:
+            raise Unsuitable(f"{each} of {shown} is larger than such files are ({hub.said(files[each].size)}).")
+    _refuse_large(shown, sum(files[each].size for each in weights))
+    return beside + weights
+
+
+def _card(found: hub.Listing) -> Card:
+    shown, needed = found.repository, _needed(found)
+    index = [each for each in needed if each.endswith("index.json")]
+    if any(found.files[each].size > TOKENIZER for each in index):
+        raise Unsuitable(f"The list of the parts of {shown} is larger than such files are.")
+    folder = hub.fetch(f"Reading {shown}", found, ["config.json", *index])
+    kind, config = _checked(_json(folder / "config.json", shown), shown), _json(folder / "config.json", shown)
+    for each in index:
+        parts = _json(folder / each, shown).get("weight_map")
+        lacking = set(parts.values() if isinstance(parts, dict) else [""]) - set(needed)
+        if lacking:
+            raise Unsuitable(f"{shown} lacks a part of its weights ({min(map(str, lacking))[:60]}); choose another.")
+    reader = "preprocessor_config.json" if kind == "vision" else "tokenizer"
+    if not any(each.startswith((reader, "vocab", "merges", "spiece", "processor")) for each in needed):
+        raise Unsuitable(_without_reader(shown, kind))
+    task = "classifies images" if kind == "vision" else "goes on with a text"
+    names = config.get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else config["model_type"]
+    files = {each: found.files[each].size for each in needed}
+    return Card(found.name, task, config["model_type"], architecture[:60], found.licence, files, found.here(needed))
+
+
+def _json(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as problem:
+        raise Unsuitable(f"The configuration of {shown} can't be read: {_first_line(problem)}") from None
+    if not isinstance(read, dict):
+        raise Unsuitable(f"The configuration of {shown} can't be read: {path.name} holds no JSON object.")
+    return read
+
+
+def _checked(config: Mapping[str, Any], shown: str) -> str:
+    """Which kind of model a configuration is of, "vision" or "language".
+
+    Raises:
+        Unsuitable: of neither; or it is quantised, wants code of its own, or is without the head that is looked at.
+    """
+    family = config.get("model_type")
+    known = ", ".join(VISION + LANGUAGE)
+    if family not in VISION + LANGUAGE:
+        if config.get("auto_map"):
+            raise Unsuitable(f"{shown} comes with code of its own, which is not run here; looked into are {known}.")
+        said = f"a {family[:40]}" if isinstance(family, str) else "of no type that its configuration names"
+        raise Unsuitable(f"{shown} is {said}; Actiscope looks into {known}.")
+    quantised = config.get("quantization_config")
+    if quantised is not None:
+        how = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise Unsuitable(
+            f"{shown} is quantised ({str(how or 'bitsandbytes')[:30]}): its weights are packed in a way that can't be "
+            "looked into here; take the model it was made from."
+        )
+    kind = "vision" if family in VISION else "language"
+    names = config.get("architectures")
+    if kind == "vision" and isinstance(names, list) and names and not any(HEADS[kind] in str(each) for each in names):
+        raise Unsuitable(f"{shown} is a {str(names[0])[:60]}, without a classifier; take one trained to classify.")
+    return kind
+
+
+def _without_reader(shown: str, kind: str) -> str:
+    what = "an image processor (preprocessor_config.json)" if kind == "vision" else "a tokenizer"
+    return f"{shown} comes without {what}; save it into the same folder."
 
 
 # what transformers, its configuration checks and safetensors raise for files that are damaged, odd or not there
@@ -222,7 +433,7 @@ def _first_line(problem: BaseException) -> str:
     return next(iter(str(problem).splitlines()), type(problem).__name__)[:160]
 
 
-def _load(name: str, device: str | None, dtype: torch.dtype | None) -> VisionModel | LanguageModel:
+def _load(name: str | Path, device: str | None, dtype: torch.dtype | None) -> VisionModel | LanguageModel:
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -234,25 +445,29 @@ def _load(name: str, device: str | None, dtype: torch.dtype | None) -> VisionMod
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder, online = _find(name), False
-    if folder is not None:
-        _check_folder(folder)
-        source, revision, shown = str(folder), None, name if name in shelf() else folder.name
+    folder = _find(name)
+    if folder is None:
+        found = hub.listing(*hub.split(str(name)))
+        shown = found.repository
+        folder = hub.fetch(f"Fetching {shown}", found, _card(found).files)
     else:
-        source, _, at = name.partition("@")
-        revision, shown = at or None, source
-        online = _check_hub(source, revision)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": not online}
+        shown = folder.name
+        _check_folder(folder)
+        _checked(_json(folder / "config.json", shown), shown)
+    source, options = str(folder), {"trust_remote_code": False, "local_files_only": True}
     with _one_at_a_time:
+        with _lock:
+            dropped = len(_loaded)
+            _evict(1)
+            dropped -= len(_loaded)
+        if dropped:
+            _collect()
         try:
             config = AutoConfig.from_pretrained(source, **options)
         except PROBLEMS as problem:
             raise Unsuitable(f"The configuration of {shown} can't be read: {_first_line(problem)}") from None
-        kind = config.model_type
-        if kind not in VISION + LANGUAGE:
-            raise Unsuitable(f"{shown} is a {kind}; Actiscope looks into {', '.join(VISION + LANGUAGE)}.")
+        vision = config.model_type in VISION
         heads = {"vision": AutoModelForImageClassification, "language": AutoModelForCausalLM}
-        vision = kind in VISION
         try:
             # as float32 whatever they are stored as: another dtype here would change the default of the whole process
             network, report = heads["vision" if vision else "language"].from_pretrained(
@@ -273,7 +488,6 @@ def _load(name: str, device: str | None, dtype: torch.dtype | None) -> VisionMod
             if not vision and 2 * len(reads) < config.vocab_size:
                 raise ValueError
         except PROBLEMS:
-            what = "an image processor (preprocessor_config.json)" if vision else "a tokenizer"
-            raise Unsuitable(f"{shown} comes without {what}; save it into the same folder.") from None
+            raise Unsuitable(_without_reader(shown, "vision" if vision else "language")) from None
     network = network.to(device or "cpu", dtype or torch.float32)
     return VisionModel(network, reads, shown) if vision else LanguageModel(network, reads, shown)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from interp import Missing, Unsuitable, sae, store
+from interp import Missing, Unsuitable, sae, settings, store
 from interp.experiment import Call
 from interp.sites import Site
 from tests import tiny
@@ -635,21 +635,22 @@ def test_loaded_ones_are_kept_up_to_a_size(tmp_path: Path, monkeypatch: pytest.M
         names.append(sae.keep(tmp_path / "a"))
     size = sae.load(names[0]).bytes
     assert size == 4 * (2 * 16 * 32 + 16 + 32)
-    monkeypatch.setattr(sae, "LARGEST", 2 * size)
+    monkeypatch.setattr(settings, "SETTINGS", dataclasses.replace(settings.SETTINGS, sae_bytes=2 * size))
     first = sae.load(names[0])
     assert sae.load(names[1]) and sae.load(names[0]) is first
     sae.load(names[2])  # the second goes, as the one used longest ago
     held = [key[0] for key in sae._loaded]
     assert held == [names[0], names[2]]
-    monkeypatch.setattr(sae, "LARGEST", size - 1)
+    monkeypatch.setattr(settings, "SETTINGS", dataclasses.replace(settings.SETTINGS, sae_bytes=size - 1))
     monkeypatch.setattr(sae, "read", lambda folder, name: dataclasses.replace(first, name=name))
     assert sae.load(names[3]).name == names[3] and len(sae._loaded) == 1  # the one in use is always kept
 
 
 def test_reading_does_not_import_saelens(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from interp import sae; "
-        f"sae.read(Path({str(folder)!r})); print('sae_lens' in sys.modules)"
+        "import sys; from pathlib import Path; from types import SimpleNamespace as N; from interp import sae, sae_hub; "
+        f"sae.read(Path({str(folder)!r})); found = sae_hub.releases(N(name='gpt2', config=N())); "
+        "print(len(found) < 100 or any(each.startswith(('sae_lens', 'transformer_lens')) for each in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,21 +1,19 @@
-"""What can be loaded, and what is refused with a sentence: folders, the shelf, a stand-in for the hub."""
+"""What can be loaded, and what is refused with a sentence: folders and the shelf."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
-import http.server
 import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+import weakref
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import PIL.Image
@@ -30,10 +28,12 @@ from transformers.models.efficientnet.image_processing_pil_efficientnet import E
 from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from interp import Missing, Unsuitable, zoo
+from interp import Missing, Unsuitable, hub, settings, zoo
 from interp.experiment import Call, Experiment
+from interp.methods import METHODS
 from interp.model import LanguageModel, VisionModel
-from interp.samples import Image
+from interp.progress import Cancelled, watch
+from interp.samples import Image, Prompt
 from tests import tiny
 from tests.test_model import IDS, MORE, language
 
@@ -41,6 +41,7 @@ from tests.test_model import IDS, MORE, language
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "_loaded", type(zoo._loaded)())
+    monkeypatch.setattr(zoo, "_alive", type(zoo._alive)())
     monkeypatch.setattr(zoo, "_folders", {})
 
 
@@ -141,8 +142,8 @@ def test_folders_that_lack_something(tmp_path: Path, monkeypatch: pytest.MonkeyP
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "config.json" in refused(empty)
-    monkeypatch.setattr(zoo, "LARGEST", 1000)
-    assert "larger" in refused(whole)
+    monkeypatch.setattr(settings, "SETTINGS", dataclasses.replace(settings.SETTINGS, model_bytes=1000))
+    assert "too large" in refused(whole) and "1000 bytes" in refused(whole)
 
 
 def test_a_network_without_its_classifier(tmp_path: Path) -> None:
@@ -160,6 +161,9 @@ def test_other_kinds_of_model_and_damaged_files(tmp_path: Path) -> None:
         return refused(folder)
 
     assert "bert" in configured({"model_type": "bert"})
+    assert "(gptq)" in configured({"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    assert "(bitsandbytes)" in configured({"quantization_config": {"load_in_8bit": True}})
+    assert "code of its own" in configured({"auto_map": {"AutoConfig": "evil.Evil"}, "model_type": "evil"})
     for change in (
         {"model_type": "no-such-type"},
         {"model_type": 3},
@@ -210,6 +214,10 @@ def test_other_kinds_of_model_and_damaged_files(tmp_path: Path) -> None:
         "https://example.org/model",
         "file:///etc",
         "owner\\name",
+        "-x/y",
+        "owner/-x",
+        "owner/name.",
+        "owner--x/name",
         "owner/name\n",
         "日本/語",
     ],
@@ -239,12 +247,78 @@ def test_local_names_stand_for_folders_loaded_here(tmp_path: Path) -> None:
 
 
 def test_few_models_are_kept_and_the_last_used_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "KEEP", 2)
+    monkeypatch.setattr(settings, "SETTINGS", dataclasses.replace(settings.SETTINGS, models=2))
     first, second, third = (str(save(tmp_path / family, family)) for family in ("resnet", "vit", "swin"))
     one, two = zoo.load(first), zoo.load(second)
     assert zoo.load(first) is one
     zoo.load(third)
-    assert len(zoo._loaded) == 2 and zoo.load(first) is one and zoo.load(second) is not two
+    assert len(zoo._loaded) == 2 and zoo.load(first) is one
+    assert zoo.load(second) is two, "loaded a second time while the first is in use"
+    gone = weakref.ref(two)
+    del two
+    zoo.load(first), zoo.load(third)
+    assert zoo.drop_unused() == 1 and gone() is None and zoo.load(second).sites()
+
+
+def in_use(model: Any) -> list[Any]:
+    """Look into a model in many ways, so that captures, plans and clones of it have been made."""
+    sample = Image.of(tiny.image().picture) if isinstance(model, VisionModel) else Prompt("abc")
+    found = []
+    for key, method in METHODS.items():
+        fits = type(sample) in method.samples and not method.refuses(model)
+        if method.kind == "lens" and method.family in ("cam", "attribution", "reading") and fits:
+            with contextlib.suppress(Unsuitable, Cancelled), watch(seconds=5):
+                found.append(METHODS[key](model, sample))
+    with model.swap(
+        {name: torch.zeros_like(weight) for name, weight in [next(iter(model.network.named_parameters()))]}
+    ):
+        model(sample)
+    return found
+
+
+@pytest.mark.parametrize("family", ["vit", "gpt2"])
+def test_nothing_keeps_a_model_that_was_dropped(family: str, tmp_path: Path) -> None:
+    """Neither captures, nor plans, nor results, nor what transformers keeps."""
+    folder = str(save(tmp_path / family, family))
+    model = zoo.load(folder)
+    results = in_use(model)
+    network, weight = weakref.ref(model.network), weakref.ref(next(model.network.parameters()))
+    assert zoo.drop_unused() == 0 and zoo.load(folder) is model, "in use"
+    gone = weakref.ref(model)
+    del model
+    assert len(results) > 5 and zoo.drop_unused() == 1
+    assert gone() is None and network() is None and weight() is None and not zoo._loaded
+
+
+def test_a_model_that_is_dropped_in_the_middle_of_a_run_goes_on(tmp_path: Path) -> None:
+    folder, other = (str(save(tmp_path / family, family)) for family in ("gpt2", "llama"))
+    model, wanted = zoo.load(folder), language("gpt2")(IDS)
+    began, go_on, found = threading.Event(), threading.Event(), []
+
+    def run() -> None:
+        mine = zoo.load(folder)
+
+        def wait(x: torch.Tensor) -> torch.Tensor:
+            began.set()
+            go_on.wait(20)
+            return x
+
+        with mine.edit({"resid_pre.0": wait}):
+            found.append(mine(IDS))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert began.wait(20)
+    gone = weakref.ref(model)
+    del model
+    zoo.load(other)
+    assert zoo.drop_unused() == 1 and gone() is not None and list(zoo.in_memory()) == [folder]
+    zoo._loaded.clear()
+    assert zoo.load(folder) is gone(), "two of the same model in memory"
+    go_on.set()
+    thread.join()
+    assert torch.equal(found[0], wanted)
+    assert zoo.drop_unused() == 1 and gone() is None
 
 
 def test_eight_threads_asking_for_one_model_load_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +337,7 @@ def test_eight_threads_asking_for_one_model_load_it_once(tmp_path: Path, monkeyp
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(count) == 1 and len(found) == 8 and len({id(each) for each in found}) == 1 and not zoo._loading
+    assert len(count) == 1 and len(found) == 8 and len({id(each) for each in found}) == 1 and not hub._alone
 
 
 def test_a_failed_load_is_tried_again_and_leaves_nothing(tmp_path: Path) -> None:
@@ -272,7 +346,7 @@ def test_a_failed_load_is_tried_again_and_leaves_nothing(tmp_path: Path) -> None
     (folder / "config.json").write_text("{")
     for _ in range(3):
         refused(folder)
-    assert not zoo._loading and not zoo._loaded
+    assert not hub._alone and not zoo._loaded
     (folder / "config.json").write_text(config)
     assert isinstance(zoo.load(str(folder)), VisionModel)
 
@@ -359,159 +433,3 @@ def test_the_picture_is_what_the_input_shows(kind: str) -> None:
             and np.abs(picture[picture.shape[0] // 2, picture.shape[1] // 2].astype(int) - colour).max() <= 1
         )
     assert model.input_size == tuple(model.inputs(image).shape[-2:])
-
-
-# -------------------------------------------------------------------------------------------------------------- the hub
-
-HUB = {"owner/good": ("main", "v1"), "owner/pickled": ("main",), "owner/large": ("main",), "good": ("main",)}
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """What the hub answers to the questions the client asks, for the models of HUB."""
-
-    folder: Path
-    asked: list[str]
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def do_HEAD(self) -> None:
-        self.do_GET(head=True)
-
-    def do_GET(self, head: bool = False) -> None:
-        path = unquote(urlsplit(self.path).path).strip("/")
-        type(self).asked.append(path)
-        if path.startswith("api/models/"):
-            name, _, revision = path.removeprefix("api/models/").partition("/revision/")
-            if "/tree/" in name:
-                name, _, revision = name.partition("/tree/")
-            return self._api(name, revision.split("/")[0] or "main", tree="/tree/" in path)
-        name, found, rest = path.partition("/resolve/")
-        revision, _, file = rest.partition("/")
-        target = type(self).folder / file
-        if not found or name not in HUB or revision not in (*HUB[name], COMMIT):
-            return self._answer(
-                404, b"", {"X-Error-Code": "RepoNotFound" if name not in HUB else "RevisionNotFound"}, head
-            )
-        if not target.is_file():
-            return self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, head)
-        data = target.read_bytes()
-        return self._answer(200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{hash(data):x}"'}, head)
-
-    def _api(self, name: str, revision: str, tree: bool) -> None:
-        if name not in HUB:
-            return self._answer(401 if name == "owner/secret" else 404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        if revision not in (*HUB[name], COMMIT):
-            return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        files = [{"rfilename": each.name, "size": each.stat().st_size} for each in sorted(type(self).folder.iterdir())]
-        if name == "owner/pickled":
-            files = [{"rfilename": "config.json", "size": 9}, {"rfilename": "pytorch_model.bin", "size": 9}]
-        if name == "owner/large":
-            files = [{"rfilename": "config.json", "size": 9}, {"rfilename": "model.safetensors", "size": 10**12}]
-        if tree:
-            entries = [
-                {"type": "file", "path": each["rfilename"], "size": each["size"], "oid": "0" * 40} for each in files
-            ]
-            return self._answer(200, json.dumps(entries).encode())
-        answer = {
-            "id": name,
-            "modelId": name,
-            "sha": COMMIT,
-            "siblings": files,
-            "private": False,
-            "tags": [],
-            "downloads": 0,
-        }
-        return self._answer(200, json.dumps(answer).encode())
-
-    def _answer(self, status: int, data: bytes, headers: dict[str, str] | None = None, head: bool = False) -> None:
-        self.send_response(status)
-        for key, value in (
-            {"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})
-        ).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if not head:
-            self.wfile.write(data)
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    Hub.folder, Hub.asked = save(tmp_path_factory.mktemp("hub") / "files", "vit"), []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-ASK = """
-import json, sys, time
-from interp import Unsuitable, zoo
-from tests import tiny
-answers = []
-for name in sys.argv[1:]:
-    start = time.monotonic()
-    try:
-        model = zoo.load(name)
-        answers.append([name, "loaded", model.name, model(tiny.image())[0].tolist(), time.monotonic() - start])
-    except Unsuitable as reason:
-        answers.append([name, "refused", str(reason), [], time.monotonic() - start])
-print(json.dumps(answers))
-"""
-
-
-def ask(cache: Path, endpoint: str, *names: str, **extra: str) -> list[Any]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "http", "HTTP"))}
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    environment |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"} | extra
-    command = [sys.executable, "-c", ASK, *names]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    answers: list[Any] = json.loads(result.stdout.splitlines()[-1])
-    return answers
-
-
-def test_models_of_the_hub(hub: str, tmp_path: Path) -> None:
-    names = [
-        "owner/good",
-        "owner/good@v1",
-        "owner/good@v2",
-        "owner/none",
-        "owner/secret",
-        "owner/pickled",
-        "owner/large",
-        "owner/good@main",
-        "good",
-    ]
-    answers = {name: rest for name, *rest in ask(tmp_path, hub, *names)}
-    expected = tiny.vision("vit")(tiny.image())[0].tolist()
-    for name in ("owner/good", "owner/good@v1", "owner/good@main", "good"):
-        kind, shown, logits, _ = answers[name]
-        assert kind == "loaded" and logits == pytest.approx(expected, abs=1e-5) and shown == name.split("@")[0], (
-            answers[name]
-        )
-    for name, words in {
-        "owner/good@v2": "v2",
-        "owner/none": "no model",
-        "owner/secret": "no model",
-        "owner/pickled": "pickled",
-        "owner/large": "GB",
-    }.items():
-        kind, reason, _, seconds = answers[name]
-        assert kind == "refused" and words in reason and seconds < 15, answers[name]
-    assert not any(path.endswith((".bin", ".py")) and "/resolve/" in path for path in Hub.asked), (
-        "opened what it refuses"
-    )
-    # what was fetched is found again when the hub is away, and what was not gets a sentence, at once
-    for endpoint, extra in ((hub, {"HF_HUB_OFFLINE": "1"}), ("http://127.0.0.1:9", {})):
-        (_, kind, _, logits, seconds), (_, refusal, reason, _, waited) = ask(
-            tmp_path, endpoint, "owner/good", "owner/none", **extra
-        )
-        assert kind == "loaded" and logits == pytest.approx(expected, abs=1e-5) and seconds < 20
-        assert refusal == "refused" and "can't be reached" in reason and waited < 12

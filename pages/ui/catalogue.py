@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp import Unsuitable, zoo
+from interp import Unsuitable, settings, zoo
 from interp.catalogue import cost_text, families
 from interp.method import Method
 from interp.methods import METHODS
@@ -33,9 +33,6 @@ from pages.ui.bench import (
     turn_to_kind,
     use_model,
 )
-
-HOSTED = os.environ.get("ACTISCOPE_HOSTED") == "1"
-"""On a server for strangers nobody may name a folder of it."""
 
 
 def methods() -> None:
@@ -145,10 +142,12 @@ def models() -> None:
     with st.container(border=True):
         st.markdown("##### Bring your own")
         st.text_input(
-            "Hugging Face id" if HOSTED else "Hugging Face id, or a folder written by save_pretrained",
+            "Hugging Face id"
+            if settings.SETTINGS.hosted
+            else "Hugging Face id, or a folder written by save_pretrained",
             key="own",
             placeholder="microsoft/resnet-18",
-            help=f"Safetensors only, at most {zoo.LARGEST / 2**30:.0f} GB. "
+            help=f"Safetensors only, at most {settings.SETTINGS.model_bytes / 2**30:.0f} GB. "
             f"Families: {', '.join((*zoo.VISION, *zoo.LANGUAGE))}.",
         )
         if st.button("Load", icon=":material/download:", disabled=not st.session_state.get("own")):
@@ -177,7 +176,11 @@ def _under_a_title(card: str) -> str:
 
 
 def _load_own(name: str) -> None:
-    if HOSTED and name not in zoo.shelf() and ("\\" in name or name.startswith((".", "/", "~")) or os.path.isdir(name)):
+    if (
+        settings.SETTINGS.hosted
+        and name not in zoo.shelf()
+        and ("\\" in name or name.startswith((".", "/", "~")) or os.path.isdir(name))
+    ):
         st.warning("On this server models are loaded by their Hugging Face id.", icon=":material/info:")
         return
     try:

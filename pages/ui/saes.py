@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp import Unsuitable, feature_index, sae, sae_hub
+from interp import Unsuitable, feature_index, sae, sae_hub, settings
 from interp.experiment import Call, Experiment
 from interp.methods.features import train_sae as training
 from interp.model import LanguageModel, Model
@@ -18,7 +18,6 @@ from interp.samples import Image, ImageSet, TextSet, gallery, reference_texts
 from interp.training import ARCHITECTURES, curve
 from pages.ui import jobs, labels, show
 from pages.ui.bench import View, bench, change
-from pages.ui.catalogue import HOSTED
 from pages.ui.controls import site_name
 
 DONE = "fitted"
@@ -51,7 +50,7 @@ def indexless(model: Model, name: str) -> bool:
 
 
 def _add(model: Model) -> None:
-    ways = ["Files", *([] if HOSTED else ["Folder"]), "Hugging Face"]
+    ways = ["Files", *([] if settings.SETTINGS.hosted else ["Folder"]), "Hugging Face"]
     way = st.segmented_control("From", ways, default="Files", key="own-way", required=True,
                                label_visibility="collapsed")  # fmt: skip
     same = st.checkbox(
