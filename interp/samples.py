@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import struct
+import threading
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
 
-from interp import Missing, Unsuitable, store
+from interp import Missing, Unsuitable, settings, store
 
 GALLERY = Path(__file__).parent.parent / "assets" / "gallery"
 TEXTS = GALLERY.parent / "texts.json"
-MAX_PIXELS = 50_000_000
-"""Above this an image is refused from its header, before any memory is spent on it."""
 MAX_SIDE, MIN_SIDE, MAX_ASPECT = 1536, 8, 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PIL.Image.init()  # or Pillow loads some of them only after the others have failed
@@ -54,6 +54,8 @@ class Image:
                 source = path.read_bytes()
             except OSError as problem:
                 raise Unsuitable(f"{path.name} can't be read: {problem.strerror}.") from None
+        elif len(source) > (most := settings.SETTINGS.upload_bytes):
+            raise Unsuitable(f"This file has {len(source) / 2**20:.0f} MB, over {most / 2**20:.3g}; scale it down.")
         return Image.of(_decode(source), name)
 
     @staticmethod
@@ -136,8 +138,8 @@ class Prompt:
         _check(self.text)
         if not self.text.strip():
             raise Unsuitable("The prompt is empty; type a few words.")
-        if len(self.text) > 10_000:
-            raise Unsuitable(f"The prompt has {len(self.text):,} characters; the limit is 10,000.")
+        if len(self.text) > (most := settings.SETTINGS.characters):
+            raise Unsuitable(f"The prompt has {len(self.text):,} characters; the limit is {most:,}.")
 
 
 @dataclass(frozen=True)
@@ -219,24 +221,20 @@ def _png(picture: PIL.Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+_decoding = threading.Lock()
+"""Held while an image is decoded, so that many at once take no more memory than the largest."""
+
+
 def _decode(data: bytes) -> PIL.Image.Image:
     """Decode untrusted bytes: size checked from the header, then made 8-bit RGB and upright."""
     try:
-        picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise Unsuitable(
-                f"This image has {width * height / 1e6:.0f} megapixels, over {MAX_PIXELS / 1e6:.0f}; scale it down."
-            )
-        if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
-            raise Unsuitable(
-                f"This image is {width} x {height} pixels; it needs at least {MIN_SIDE} a side, "
-                f"and one side at most {MAX_ASPECT} times the other."
-            )
-        picture.draft("RGB", (2 * MAX_SIDE, 2 * MAX_SIDE))  # JPEG decodes at a fraction of the size for free
-        picture.load()
-        turn = _orientation(picture)
-        picture = _rgb(picture)
+        data, turn = _pixels_alone(data)
+        with _decoding:
+            picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+            _check_size(picture)
+            picture.draft("RGB", (2 * MAX_SIDE, 2 * MAX_SIDE))  # JPEG decodes at a fraction of the size for free
+            picture.load()
+            picture = _rgb(picture)
         return picture if turn is None else picture.transpose(turn)
     except Unsuitable:
         raise
@@ -248,12 +246,179 @@ def _decode(data: bytes) -> PIL.Image.Image:
         raise Unsuitable("This image is damaged or cut off; save it again as PNG or JPEG.") from None
 
 
-def _orientation(picture: PIL.Image.Image) -> PIL.Image.Transpose | None:
-    """How EXIF says it has to be turned to stand upright."""
+def _check_size(picture: PIL.Image.Image) -> None:
+    """Refuse from the header, before any memory is spent, what is too large, or would take too long."""
+    width, height = picture.size
+    most = settings.SETTINGS.pixels
+    codec, _, _, args = picture.tile[0] if getattr(picture, "tile", None) else ("", None, 0, "")
+    if picture.format in ("TIFF", "WEBP") or "16" in str(args) or picture.mode[0] in "IF":
+        most //= 2  # these take twice the time and memory
+    if width * height > most:
+        raise Unsuitable(f"This image has {width * height / 1e6:.0f} megapixels, over {most / 1e6:.3g}; scale it down.")
+    if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
+        raise Unsuitable(
+            f"This image is {width} x {height} pixels; it needs at least {MIN_SIDE} a side, "
+            f"and one side at most {MAX_ASPECT} times the other."
+        )
+    if codec == "bmp_rle":  # Pillow unpacks these run by run in Python
+        raise Unsuitable("This BMP is packed in runs; save it again as PNG.")
+
+
+# ------------------------------------------------------------------------------------------- before Pillow sees a file
+# Comments, profiles, thumbnails, animations and the like take Pillow any time and memory that a hostile file wants,
+# and say nothing about the pixels; so it is given the pixels alone, and orientation is read here.
+
+
+def _pixels_alone(data: bytes) -> tuple[bytes, PIL.Image.Transpose | None]:
+    """The file without what stands beside its pixels, and how EXIF says it has to be turned to stand upright."""
+    exif = b""
+    if data.startswith(b"\xff\xd8\xff"):
+        data, exif = _jpeg(data)
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        data, exif = _png_chunks(data)
+    elif data.startswith((b"GIF87a", b"GIF89a")):
+        data = _gif(data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        exif = _webp_exif(data)
+    elif data.startswith((b"II", b"MM")):
+        _check_tiff(data)  # Pillow turns these itself
+    return data, _orientation(exif.removeprefix(b"Exif\0\0"))
+
+
+def _orientation(exif: bytes) -> PIL.Image.Transpose | None:
     try:
-        return _TURNS.get(picture.getexif().get(PIL.ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF in a good photo
+        kind, count, value = _directory(exif).get(0x0112, (0, 0, b""))
+    except (Unsuitable, struct.error):  # damaged EXIF in a good photo
         return None
+    return _TURNS.get(int.from_bytes(value[:2], "little")) if kind == 3 and count else None
+
+
+MANY = 20_000
+"""Parts of a file: segments, chunks, blocks. A PNG of 20 MB with pixels in chunks of 8 kB has 2,500."""
+SCANS = 64
+"""Of a progressive JPEG, each of which goes over the whole picture; cameras and programs write about ten."""
+_NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+
+
+def _jpeg(data: bytes) -> tuple[bytes, bytes]:
+    """Without application segments (but Adobe's, which says what the channels are), comments and what follows."""
+    kept, exif, at, scans = [b"\xff\xd8"], b"", 2, 0
+    for _ in range(MANY):
+        found = _NEXT_MARKER.search(data, at)
+        if not found:
+            kept.append(data[at:])
+            break
+        marker, start = data[found.start() + 1], found.start()
+        if marker in (0xD8, 0xD9):
+            kept.append(data[at:start] + b"\xff\xd9")
+            break
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+        if scans:  # what stands between is of the scan before
+            kept.append(data[at:start])
+        if marker == 0xE1 and not exif and data[start + 4 : start + 10] == b"Exif\0\0":
+            exif = data[start + 4 : end]
+        if not 0xE0 <= marker <= 0xEF and marker != 0xFE or marker == 0xEE:
+            kept.append(data[start:end])
+        scans += marker == 0xDA
+        if scans > SCANS:
+            raise Unsuitable("This JPEG is cut into far too many scans; save it again.")
+        at = end
+    else:
+        raise Unsuitable("This JPEG is in far too many pieces; save it again.")
+    return b"".join(kept), exif
+
+
+def _png_chunks(data: bytes) -> tuple[bytes, bytes]:
+    """The chunks that make the picture."""
+    kept, exif, at = [data[:8]], b"", 8
+    for _ in range(MANY):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(data[at:end])
+        elif kind == b"eXIf":
+            exif = exif or data[at + 8 : end - 4]
+        at = end
+        if kind == b"IEND" or at >= len(data):
+            break
+    else:
+        raise Unsuitable("This PNG is in far too many pieces; save it again.")
+    return b"".join(kept), exif
+
+
+def _gif(data: bytes) -> bytes:
+    """Without comments and the like before the first frame."""
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    kept = [data[:at]]
+    for _ in range(MANY):
+        if data[at : at + 1] != b"!":
+            break
+        start, control = at, data[at + 1] == 0xF9
+        at += 2
+        for _ in range(MANY):
+            if not (length := data[at]):
+                break
+            at += 1 + length
+        else:
+            raise Unsuitable("This GIF has far too much beside its picture; save it again.")
+        at += 1
+        if control:
+            kept = [kept[0], data[start:at]]
+    if data[at : at + 1] != b",":
+        raise Unsuitable("This GIF has no picture where it should be; save it again.")
+    return b"".join(kept) + data[at:]
+
+
+def _webp_exif(data: bytes) -> bytes:
+    at = 12
+    for _ in range(MANY):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            return data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
+        if at >= len(data):
+            return b""
+    raise Unsuitable("This WebP is in far too many pieces; save it again.")
+
+
+TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+TAGS = 4096
+COMPRESSIONS = (1, 2, 3, 4, 5, 8, 32946, 32773)
+"""None, fax, LZW, deflate and PackBits. The others have decoders that few files need and that take any memory."""
+
+
+def _directory(data: bytes) -> dict[int, tuple[int, int, bytes]]:
+    """The first directory of a TIFF, which EXIF is too: (type, count, value as far as it stands there, little endian)."""
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None or len(data) < 16:
+        return {}
+    big = 43 in (data[2], data[3])
+    (at,) = struct.unpack_from(order + "Q", data, 8) if big else struct.unpack_from(order + "I", data, 4)
+    entry, width = struct.Struct(order + ("HHQ8s" if big else "HHI4s")), 8 if big else 2
+    number = int.from_bytes(data[at : at + width], "little" if order == "<" else "big")
+    if number > TAGS:
+        raise Unsuitable("This image comes with far too many tags; save it again as PNG.")
+    found: dict[int, tuple[int, int, bytes]] = {}
+    for start in range(at + width, at + width + number * entry.size, entry.size):
+        if start + entry.size > len(data):
+            break
+        tag, kind, count, value = entry.unpack_from(data, start)
+        if order == ">":  # a value stands at the left of its place
+            size = TIFF_SIZES.get(kind, 1)
+            value = value[:size][::-1] + value[size:]
+        found.setdefault(tag, (kind, count, value))
+    return found
+
+
+def _check_tiff(data: bytes) -> None:
+    """Refuse what Pillow would spend minutes and gigabytes on before it knows the size."""
+    found = _directory(data)
+    numbers = (count for tag, (kind, count, _) in found.items() if kind not in (1, 2, 6, 7) or 272 < tag < 326)
+    if max(numbers, default=0) > 2**16:
+        raise Unsuitable("This TIFF is cut into far too many pieces; save it again as PNG.")
+    kind, _, value = found.get(259, (3, 1, b"\1\0\0\0"))
+    if int.from_bytes(value[: TIFF_SIZES.get(kind, 1)], "little") not in COMPRESSIONS:
+        raise Unsuitable("This TIFF is compressed in a way that is not read here; save it as PNG or JPEG.")
 
 
 _TURNS: dict[int, PIL.Image.Transpose] = dict(enumerate((PIL.Image.Transpose[name] for name in (
@@ -271,21 +436,23 @@ def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
             scale = 0.0, 65535.0
     width, height = picture.size
     factor = max(1, max(width, height) // (2 * MAX_SIDE))
-    parts, step = [], factor * max(1, 2**20 // (width * factor))
+    step = factor * max(1, 2**20 // (width * factor))
+    whole = PIL.Image.new("RGB", (-(-width // factor), -(-height // factor)))
     for top in range(0, height, step):
         strip = picture.crop((0, top, width, min(top + step, height)))
         strip.info = picture.info  # where a palette keeps its transparent colour
-        parts.append(_strip(strip, scale).reduce(factor))
-    whole = PIL.Image.new("RGB", (parts[0].width, sum(part.height for part in parts)))
-    for index, part in enumerate(parts):
-        whole.paste(part, (0, index * parts[0].height))
+        whole.paste(_strip(strip, scale).reduce(factor), (0, top // factor))
     return whole
 
 
 def _extremes(picture: PIL.Image.Image) -> tuple[float, float]:
-    values = np.asarray(picture)
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    low, high = np.inf, -np.inf
+    step = max(1, 2**20 // picture.width)
+    for top in range(0, picture.height, step):
+        values = np.asarray(picture.crop((0, top, picture.width, min(top + step, picture.height))))
+        if (finite := values[np.isfinite(values)]).size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (0.0, 1.0)
 
 
 def _strip(picture: PIL.Image.Image, scale: tuple[float, float] | None) -> PIL.Image.Image:

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp import Unsuitable, zoo
+from interp import Unsuitable, settings, zoo
 from interp.figures import data_url, fitted
 from interp.samples import Image, gallery
 from pages.ui import components
@@ -74,10 +74,12 @@ def uploader(key: str, label: str = "Your photo") -> None:
             use_model("photos")
         change(sample=image, lens=bench().lens.but(**settings), second="", chips=())
 
+    limits = settings.SETTINGS
     st.file_uploader(
         label,
         type=["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"],
         key=key,
         on_change=arrived,
-        help="Up to 20 MB. Turned upright, scaled to at most 1536 px, and not kept unless you ask for a link to it.",
+        help=f"Up to {limits.upload_bytes / 2**20:.3g} MB and {limits.pixels / 1e6:.3g} megapixels. Turned upright, scaled to "
+        "at most 1536 px, and not kept unless you ask for a link to it.",
     )
