@@ -40,5 +40,3 @@ __all__ = ["MIDDLEWARE", "ROUTES", "failed", "lifespan", "prepare"]
 def prepare() -> None:
     """Tell Streamlit the limits that it enforces itself."""
     config.set_option("server.maxUploadSize", max(1, settings.SETTINGS.upload_bytes // settings.MB))
-    if settings.SETTINGS.logs == "json":
-        config.set_option("logger.hideWelcomeMessage", True)

@@ -32,6 +32,8 @@ TICKET = 30.0
 """Seconds within which the page that was just sent opens its session."""
 SWAP = 3.0
 """Seconds that a reloaded page waits for the place of the one it replaces."""
+RETRY = 8, 15
+"""Seconds after which a waiting page tries again; between them, so that those who wait don't all come at once."""
 MINUTE = 60.0
 TABLE = 20_000
 """Addresses that are remembered."""
@@ -318,10 +320,10 @@ def _held(session: str, more: int) -> bool:
 def _refusal(why: str, page: bool, seconds: int = 0) -> Response:
     metrics.count("refused", reason=why)
     title, sentence = WHY[why]
-    seconds = seconds or random.randint(8, 15)  # so that those who wait don't all come back at once
+    seconds = seconds or random.randint(*RETRY)
     status, headers = 429 if why == "rate" else 503, {"retry-after": str(seconds), "cache-control": "no-store"}
     if page:
-        text = PAGE.substitute(title=escape(title), sentence=escape(sentence), seconds=max(seconds, 5))
+        text = PAGE.substitute(title=escape(title), sentence=escape(sentence), seconds=max(seconds, RETRY[0]))
         return HTMLResponse(text, status, headers)
     return PlainTextResponse(f"{title}. {sentence}\n", status, headers)
 

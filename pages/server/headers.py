@@ -62,7 +62,7 @@ def policy(frames: str) -> str:
     scripts = " ".join(f"'sha256-{each}'" for each in _inline())
     allowed = {
         "default-src": "'self'",
-        "script-src": f"'self' blob: {scripts}",
+        "script-src": f"'self' blob: 'wasm-unsafe-eval' {scripts}",
         "style-src": "'self' 'unsafe-inline'",
         "img-src": "'self' data: blob:",
         "font-src": "'self' data:",

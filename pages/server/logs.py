@@ -93,7 +93,7 @@ def start() -> None:
     config.set_option("logger.enableRich", False)  # it prints tracebacks past every logger
     streamlit.logger.setup_formatter = alone  # each of Streamlit's loggers gets its handler by this, also later ones
     for logger in logging.Logger.manager.loggerDict.values():
-        if isinstance(logger, logging.Logger) and logger.handlers:
+        if isinstance(logger, logging.Logger) and (logger.handlers or not logger.propagate):
             alone(logger)
     alone(logging.getLogger())
     _log.setLevel(logging.INFO)
@@ -122,6 +122,16 @@ def failed(error: Exception) -> bool:
         icon=":material/error:",
     )
     return True
+
+
+def job(experiment: Any, outcome: str, seconds: float) -> None:
+    """A line for a long run: its method, its model if it is one of ours or of the list, and how it ended."""
+    if settings.SETTINGS.logs == "json":
+        from interp import zoo
+
+        listed = {each.strip() for each in settings.SETTINGS.hub.split(",")}
+        model = experiment.model if experiment.model in zoo.shelf() or experiment.model in listed else "other"
+        event("job", method=experiment.lens.method, model=model, outcome=outcome, seconds=round(seconds, 2))
 
 
 def hashed(who: str) -> str:

@@ -28,7 +28,26 @@ HELP = {
     "computing": "Seconds from asking for a run until it ended, short ones (cheap) and long ones (heavy)",
     "page": "Seconds that a run of a page took",
     "session": "Seconds that a session was open",
+    "sessions": "Open sessions",
+    "waiting": "Long runs that wait for their turn",
+    "running": "Long runs under way",
+    "waiting_cheap": "Short runs that wait for their turn",
+    "running_cheap": "Short runs under way",
+    "runs": "Runs, by how they ended",
+    "seconds": "Seconds of computing, by kind",
+    "drops": "How often memory was short: 1 caches were dropped, 2 models, 3 runs",
+    "results": "Results kept in memory",
+    "result_bytes": "Their bytes",
+    "results_asked": "Results that were asked for, by whether they were there",
+    "memory_used": "Bytes of memory that this process takes",
+    "memory_limit": "Bytes of memory that it may take",
+    "memory_level": "How short memory is, 0 to 3",
+    "models": "Models in memory",
+    "model_bytes": "Bytes of their weights",
+    "store": "What went wrong with the store of shared links, and what was swept from it",
 }
+LABELS = {"refused": "reason", "seconds": "kind", "drops": "level"}
+"""Counters of `pages.ui.jobs` whose name goes on with the value of a label."""
 
 _lock = threading.Lock()
 _counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
@@ -91,35 +110,47 @@ class Families:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         with _lock:
-            counts, sessions = dict(_counts), _sessions
+            counts, sessions = Counter(_counts), _sessions
             times = {key: (list(buckets), total[0]) for key, (buckets, total) in _times.items()}
+        gauges: dict[str, float] = {"sessions": sessions}
+        _of_others(counts, gauges)
         for name in sorted({name for name, _ in counts}):
-            each = {labels: value for (own, labels), value in counts.items() if own == name}
-            family = CounterMetricFamily(f"actiscope_{name}", HELP[name], labels=[key for key, _ in next(iter(each))])
-            for labels, value in each.items():
+            rows = {labels: value for (own, labels), value in counts.items() if own == name}
+            family = CounterMetricFamily(f"actiscope_{name}", HELP[name], labels=[key for key, _ in next(iter(rows))])
+            for labels, value in rows.items():
                 family.add_metric([text for _, text in labels], value)
             yield family
         for name in sorted({name for name, _ in times}):
-            rows = {labels: value for (own, labels), value in times.items() if own == name}
+            spans = {labels: value for (own, labels), value in times.items() if own == name}
             family = HistogramMetricFamily(
-                f"actiscope_{name}_seconds", HELP[name], labels=[key for key, _ in next(iter(rows))], unit="seconds"
+                f"actiscope_{name}_seconds", HELP[name], labels=[key for key, _ in next(iter(spans))], unit="seconds"
             )
-            for labels, (buckets, total) in rows.items():
-                bounds = [*map(str, BOUNDS), "+Inf"]
-                family.add_metric(
-                    [text for _, text in labels], list(zip(bounds, accumulate(buckets), strict=True)), total
-                )
+            bounds = [*map(str, BOUNDS), "+Inf"]
+            for labels, (buckets, total) in spans.items():
+                steps = list(zip(bounds, accumulate(buckets), strict=True))
+                family.add_metric([text for _, text in labels], steps, total)
             yield family
-        yield GaugeMetricFamily("actiscope_sessions", "Open sessions", sessions)
-        yield from _jobs()
+        for name, value in gauges.items():
+            yield GaugeMetricFamily(f"actiscope_{name}", HELP[name], value)
         yield from ProcessCollector(registry=None).collect()
 
 
-def _jobs() -> Iterator[Any]:
-    """What `pages.ui.jobs` counts, once somebody has come and it is there."""
-    from prometheus_client.core import GaugeMetricFamily
-
-    jobs = sys.modules.get("pages.ui.jobs")
-    counts = jobs.counts() if jobs is not None and hasattr(jobs, "counts") else {}
-    for name, value in sorted(counts.items()):
-        yield GaugeMetricFamily(f"actiscope_{name}", "", value)
+def _of_others(counts: Counter[Any], gauges: dict[str, float]) -> None:
+    """Add what other modules count, of those that somebody has needed yet: asking imports nothing."""
+    if jobs := sys.modules.get("pages.ui.jobs"):
+        for name, value in jobs.counts().items():
+            first, _, rest = name.partition("_")
+            if name in HELP:
+                gauges[name] = value
+            elif first in LABELS and rest:
+                counts[first, ((LABELS[first], rest),)] += value
+            elif name in ("hits", "misses"):
+                counts["results_asked", (("found", name),)] += value
+            else:
+                counts["runs", (("outcome", name),)] += value
+    if zoo := sys.modules.get("interp.zoo"):
+        sizes = zoo.in_memory()
+        gauges |= {"models": len(sizes), "model_bytes": sum(sizes.values())}
+    if storage := sys.modules.get("interp.storage"):
+        for why, value in storage.counts.items():
+            counts["store", (("what", why),)] += value

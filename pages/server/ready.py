@@ -122,10 +122,19 @@ async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
         logs.event("ended")
 
 
+def _tend() -> None:
+    """Have old links swept and memory watched from now on."""
+    from interp import memory, storage
+
+    storage.tended()
+    memory.WATCHDOG.start()
+
+
 async def _warm_up(app: Any) -> None:
     """Import what is slow, load the embedded models, and be the first visitor of every page."""
     global _warm
     began = time.monotonic()
+    await asyncio.to_thread(_tend)
     for page in VISITED:
         try:
             await asyncio.wait_for(visit(app, page), VISIT)
@@ -209,14 +218,16 @@ async def _hang_up(server: Any) -> None:
 
 
 def _end_gently(server: Any) -> None:
-    """At SIGTERM let nobody new in, give what runs some seconds, and only then let uvicorn end."""
+    """At SIGTERM let nobody new in, drop what waits, give what runs some seconds, and only then let uvicorn end."""
     loop = asyncio.get_running_loop()
 
     async def wait(number: int) -> None:
-        began = time.monotonic()
-        least, most = min(NOTICE, settings.SETTINGS.drain), settings.SETTINGS.drain
-        while (gone := time.monotonic() - began) < least or (gone < most and _busy()):
-            await asyncio.sleep(0.1)
+        drain = settings.SETTINGS.drain
+        jobs = sys.modules.get("pages.ui.jobs")
+        notice = asyncio.create_task(asyncio.sleep(min(NOTICE, drain)))
+        if jobs is not None:
+            await asyncio.to_thread(jobs.close, seconds=drain)
+        await notice
         server.handle_exit(number, None)
 
     def asked(number: int, frame: Any) -> None:

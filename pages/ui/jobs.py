@@ -28,7 +28,7 @@ from interp.progress import Cancelled, Progress, watch
 from interp.queue import Full, Place, Queue, Run
 from interp.results import Result, Text
 from interp.samples import Contrast, ImageSet, Prompt, PromptPair, TextSet
-from pages.server import address, metrics
+from pages.server import address, logs, metrics
 
 KEEP = 600
 """How many results stay in memory."""
@@ -110,12 +110,14 @@ class Job(Run):
             self.cancel.set()
         except Unsuitable as reason:
             self.error, outcome, self.again = str(reason), "unsuitable", isinstance(reason, Full)
-        except (Exception, MemoryError):
+        except (Exception, MemoryError) as error:
+            metrics.count("errors", where="job", type=type(error).__name__)
             _log.exception("A job failed: %s", self.experiment.digest)
             self.error = "This failed through a fault of Actiscope's; the log has the details."
             self.again = True
         finally:
             metrics.observe("computing", _queue.clock() - self.since, kind="heavy")
+            logs.job(self.experiment, outcome, _queue.clock() - self.since)
             with _lock:
                 _count(outcome)
                 if not self.error and _jobs.get(self.key) is self:
