@@ -371,11 +371,16 @@ def _(result: Table, pen: PIL.ImageDraw.ImageDraw, place: Box) -> None:
 def _written(pen: PIL.ImageDraw.ImageDraw, texts: Sequence[tuple[str, str]], place: Box) -> None:
     """What a model wrote, side by side."""
     wide = (place[2] - place[0] - 40 * (len(texts) - 1)) // len(texts)
-    for at, (name, text) in enumerate(texts[:2]):
+    for size in (42, 36, 30, 26):  # the largest in which both fit
+        laid = [
+            [line for part in text.split("\n") for line in _wrapped(part, font(size), wide)] for _, text in texts[:2]
+        ]
+        if max(map(len, laid)) * round(1.27 * size) <= place[3] - place[1] - 40:
+            break
+    for at, ((name, _), lines) in enumerate(zip(texts, laid, strict=False)):
         x, y = place[0] + at * (wide + 40), place[1]
         pen.text((x, y), _shown(name), fill=ACCENT if at else QUIET, font=font(26, "bold"))
         y += 40
-        lines = [line for part in text.split("\n") for line in _wrapped(part, font(30), wide)]
-        for line in lines[: (place[3] - y) // 38]:
-            pen.text((x, y), line, fill=INK, font=font(30))
-            y += 38
+        for line in lines[: (place[3] - y) // round(1.27 * size)]:
+            pen.text((x, y), line, fill=INK, font=font(size))
+            y += round(1.27 * size)

@@ -23,7 +23,7 @@ from interp.model import LanguageModel, Model, VisionModel
 from interp.results import FeaturePage, Result, TokenGrid
 from interp.samples import Image, Prompt, PromptPair, Target
 from interp.sites import Node, Site
-from pages.ui import jobs, labels
+from pages.ui import components, jobs, labels
 
 M = TypeVar("M", bound=Model)
 PAGES = {
@@ -530,6 +530,8 @@ def headline(experiment: Experiment, result: Result) -> None:
         return
     if now is None or now[0] != on or (experiment.lens.method == on.lens.method != now[1].lens.method):
         st.session_state["headline"] = (bench(), experiment)
+    if st.session_state["headline"][1] == experiment:
+        components.shown().about = (experiment, result)
 
 
 def headlined() -> tuple[Experiment, Result] | None:

@@ -1,9 +1,13 @@
 """The page components, written as plain ES modules in assets/components."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
+
+from interp.experiment import Experiment
+from interp.results import Result
 
 FOLDER = Path(__file__).parents[2] / "assets" / "components"
 
@@ -19,13 +23,34 @@ def _component(name: str) -> Any:
     return st.components.v2.component(f"actiscope_{name}", html=html, css=style(name), js=js)
 
 
+@dataclass
+class Shown:
+    """What a run of a page shows: parts by key (the name of a component, and what it was mounted with), and the result
+    that it is about."""
+
+    title: str = ""
+    parts: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    about: tuple[Experiment, Result] | None = None
+
+
+def begin(title: str) -> None:
+    """A run of a page begins."""
+    st.session_state["page-shown"] = Shown(title)
+
+
+def shown() -> Shown:
+    """What this run of the page shows so far; in a callback, all that the last one showed."""
+    found: Shown = st.session_state.setdefault("page-shown", Shown())
+    return found
+
+
 def record(key: str, name: str, data: dict[str, Any]) -> None:
     """Note what this run of the page shows, for a file to be saved of it.
 
     Args:
         name: of a component; or "html" (data: html, of our own making) or "table" (columns, rows).
     """
-    st.session_state.setdefault("page-shown", {})[key] = (name, data)
+    shown().parts[key] = (name, data)
 
 
 def html(key: str, text: str) -> None:

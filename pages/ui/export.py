@@ -117,7 +117,7 @@ def said(call: Call) -> str:
 def sample_text(sample: Any) -> str:
     """What is looked at, as people read it."""
     if isinstance(sample, Image):
-        return sample.name or "a photo of their own"
+        return sample.name.replace("_", " ") or "a photo"
     if isinstance(sample, PromptPair):
         return f"{sample.clean}\n{sample.corrupted}"
     return sample.text if isinstance(sample, Prompt) else str(sample)
@@ -137,7 +137,7 @@ def _figures(kept: list[tuple[str, dict[str, Any]]], data: list[str]) -> list[st
                 place += _table(value)
             else:
                 key = f"data-{len(data)}"
-                data.append(_data(key, {"name": name, "data": value}))
+                data.append(_data(key, {"name": name, "data": value | ({"hint": ""} if "hint" in value else {})}))
                 place += f'<div data-component="{key}"></div>'
             places.append(f"<div>{place}</div>")
         rows = ["".join(places)] if name in SIDE_BY_SIDE else places

@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from interp import Unsuitable
-from pages.ui import jobs, share
+from pages.ui import components, jobs, share
 from pages.ui.bench import embedded, read_url, write_url
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -20,7 +20,7 @@ def page(title: str) -> Iterator[None]:
     """What is inside is a page: it gets the bench from the URL, and the URL gets what the bench is in the end."""
     style()
     jobs.begin()
-    st.session_state["page-shown"], st.session_state["page-title"] = {}, title
+    components.begin(title)
     read_url()
     if embedded():
         with st.container(horizontal=True, key="embed-head", vertical_alignment="center", gap="small"):

@@ -17,7 +17,7 @@ from interp.methods import METHODS
 from interp.results import Heatmap, Result
 from interp.samples import Image
 from pages.server import cards
-from pages.ui import export, show
+from pages.ui import components, export, show
 from pages.ui.bench import bench, check, headlined, kept_view, page_of, query
 
 
@@ -115,7 +115,7 @@ def _time() -> str:
 
 def _title() -> str:
     """What a link is called where its maker names none: the question of its page."""
-    return str(st.session_state.get("page-title") or "A view in Actiscope")
+    return components.shown().title or "A view in Actiscope"
 
 
 def _make(photo: bool) -> None:
@@ -144,7 +144,7 @@ def picture(experiment: Experiment, result: Result, title: str) -> bytes:
     lines = [f"{method.name}{f': {target}' if target else ''} · model {experiment.model}"]
     lines += [export.sample_text(experiment.sample), *map(export.said, experiment.interventions)]
     if not isinstance(result, Heatmap):
-        shown = st.session_state.get("page-shown", {}).values()
+        shown = components.shown().parts.values()
         texts = [(data["heading"], data["text"]) for name, data in shown if name == "html" and "text" in data]
         return cards.draw(title, lines, result, texts=texts if experiment.lens.method == "side_effects" else ())
     look = bench().look
@@ -153,8 +153,8 @@ def picture(experiment: Experiment, result: Result, title: str) -> bytes:
 
 def _page_file(experiment: Experiment, result: Result) -> Any:
     """What makes the HTML file of this run of the page, once it is asked for."""
-    shown, title, url = st.session_state.get("page-shown", {}), _title(), live()
-    return lambda: export.page(experiment, result, shown, title, url)
+    shown, url = components.shown(), live()
+    return lambda: export.page(*(shown.about or (experiment, result)), shown.parts, shown.title, url)
 
 
 def downloads(experiment: Experiment, result: Heatmap, photo: Any, look: Look, scale: float, key: str) -> None:
