@@ -380,6 +380,8 @@ def scans(picture: PIL.Image.Image, many: int) -> bytes:
 
 hostile("jpeg/three thousand scans")(lambda: scans(PIL.Image.new("RGB", (2000, 2000)), 3000))
 hostile("jpeg/three hundred scans of the largest")(lambda: scans(blank("RGB"), 300))
+hostile("jpeg/sixty scans of the largest")(lambda: scans(blank("RGB"), 57))
+hostile("jpeg/twenty scans of the largest")(lambda: scans(blank("RGB"), 17))
 hostile("jpeg/a million comments")(lambda: jpeg(segment(0xFE, b"") * 1_000_000))
 hostile("jpeg/a million application segments")(lambda: jpeg(segment(0xE5, b"") * 1_000_000))
 hostile("jpeg/a million fill bytes")(lambda: jpeg(b"\xff" * 5_000_000))
