@@ -60,6 +60,8 @@ class View:
     and the rank of the maps, 0 for all.
     For steering: which dial the curves are of, and which of the texts that are drawn by chance is shown, 0 for the
     likeliest.
+    sheet: which of a lens's matrices is shown; only: the difference alone, without what it is of; region: the box on a
+    photo in which maps are measured.
     """
 
     keep: float = 0.8
@@ -76,6 +78,9 @@ class View:
     rank: int = 0
     dial: int = 0
     draw: int = 0
+    sheet: int = 0
+    only: bool = False
+    region: tuple[float, ...] = ()
 
 
 SHOWN = ("activation", "density", "table")
@@ -415,10 +420,18 @@ def viewed(experiment: Experiment, arrived: Mapping[str, list[str]]) -> Bench:
         colours=_among(get("colours"), ("viridis", "cividis", "blue-vermilion", "grey"), "viridis"),  # type: ignore[arg-type]
         view=_among(get("view"), ("pixels", "patches", "superpixels"), "pixels"),  # type: ignore[arg-type]
     )
-    return Bench.of(
+    on = Bench.of(
         experiment, look=look, second=get("second"), position=_whole(get("position")), layer=_whole(get("layer")),
         view=_view(arrived, get),
     )  # fmt: skip
+    chips = list(on.chips)
+    for each in arrived.get("off", [])[:50]:
+        at, _, text = each.partition(":")
+        with contextlib.suppress(Unsuitable):
+            call = Call.parse(text)
+            if METHODS[call.method].kind == "intervention" and _whole(at) is not None:
+                chips.insert(int(at), Chip(call, on=False))
+    return dataclasses.replace(on, chips=tuple(chips))
 
 
 def _view(arrived: Mapping[str, list[str]], get: Callable[[str], str]) -> View:
@@ -441,8 +454,18 @@ def _view(arrived: Mapping[str, list[str]], get: Callable[[str], str]) -> View:
         _among(get("side"), ("before", "difference", "prompts"), ""), _whole(get("feature")),
         of if sae.NAME.fullmatch(of) and ".." not in of else "", _among(get("shown"), SHOWN, View.shown),
         between if BETWEEN.fullmatch(between) else "", _among(get("colour"), COLOURED, View.colour),
-        _whole(get("rank")) or 0, _whole(get("dial")) or 0, _whole(get("draw")) or 0,
+        _whole(get("rank")) or 0, _whole(get("dial")) or 0, _whole(get("draw")) or 0, _whole(get("sheet")) or 0,
+        get("only") == "1", _region(get("region")),
     )  # fmt: skip
+
+
+def _region(text: str) -> tuple[float, ...]:
+    """A box on a photo: left, top, right, bottom as shares of it."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"[01]|0\.[0-9]{1,4}|1\.0", each) for each in parts):
+        return ()
+    left, top, right, bottom = map(float, parts)
+    return (left, top, right, bottom) if left < right and top < bottom else ()
 
 
 def _among(text: str, known: tuple[str, ...], default: str) -> str:
@@ -479,7 +502,14 @@ def query() -> dict[str, list[str]]:
     for name in ("node", "beside", "side", "of", "shown", "between", "colour"):
         if getattr(view, name) != getattr(View, name):
             found[name] = [getattr(view, name)]
-    for name in ("rank", "dial", "draw"):
+    for at, chip in enumerate(now.chips):
+        if not chip.on:
+            found.setdefault("off", []).append(f"{at}:{chip.call}")
+    if view.only:
+        found["only"] = ["1"]
+    if view.region:
+        found["region"] = [",".join(f"{each:g}" for each in view.region)]
+    for name in ("rank", "dial", "draw", "sheet"):
         if getattr(view, name):
             found[name] = [str(getattr(view, name))]
     if view.feature is not None:

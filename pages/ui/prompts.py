@@ -22,7 +22,7 @@ from interp.results import Curve, Result, Table, TokenGrid, TokenScores
 from interp.samples import Prompt, Target
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import choose_lens
-from pages.ui.bench import bench, change, embedded, remember
+from pages.ui.bench import bench, change, embedded, remember, reshow
 
 READY = Path(__file__).parents[2] / "assets" / "prompts.json"
 TITLES = {
@@ -368,6 +368,7 @@ def _choose(model: LanguageModel) -> None:
     def chosen() -> None:
         if key := st.session_state["prompt-lens"]:
             choose_lens(key)
+            reshow(sheet=0)
             if key == "token_attribution" and model.family != "mixtral":  # complete in two passes
                 change(lens=bench().lens.but(by="DeepLIFT"))
 
@@ -480,9 +481,9 @@ def _grid(index: int, words: tuple[str, ...], results: list[TokenGrid]) -> None:
     ]
     if same:
         grids.append(("After minus before", parts[1] - parts[0], None, True))
-    only = len(results) == 2 and same and st.session_state.get("only-difference", False)
+    only = len(results) == 2 and same and bench().view.only
     if len(results) == 2 and same and index == 0:
-        st.toggle("Difference only", key="only-difference")
+        show.difference_only()
     largest = max(float(np.nanmax(np.abs(part), initial=0)) for part in parts) or 1.0
     position = _position(len(last.columns)) if tokens else None
     columns = _columns(parts, position)
@@ -555,7 +556,7 @@ def _sheet(index: int, result: TokenGrid) -> int:
         return 0
     names = list(range(len(result.sheets)))
     key = f"sheet:{result.method}"
-    kept = min(st.session_state.get(f"kept:{key}", 0), len(names) - 1)
+    kept = min(bench().view.sheet, len(names) - 1)
     if index == 0:
         st.session_state[key] = kept
         st.segmented_control(
@@ -564,7 +565,7 @@ def _sheet(index: int, result: TokenGrid) -> int:
             key=key,
             required=True,
             format_func=lambda each: show.plain(visible_quantity(result.sheets[each])),
-            on_change=lambda: st.session_state.update({f"kept:{key}": st.session_state[key]}),
+            on_change=lambda: reshow(sheet=st.session_state[key]),
             label_visibility="collapsed",
         )
     return kept

@@ -21,7 +21,7 @@ from interp.samples import Image
 from interp.sites import Node
 from kernels.superpixels import superpixels
 from pages.ui import components, jobs
-from pages.ui.bench import bench, headline, reproduced
+from pages.ui.bench import bench, headline, reproduced, reshow
 
 SIDE = 640
 
@@ -97,7 +97,7 @@ def hero(
             "actions": [["hide", "Hide this region"], ["keep", "Keep only this"], ["measure", "Measure the map in it"]]
             if on
             else [],
-            "region": st.session_state.get("measured"),
+            "region": bench().view.region or None,
         },
         on,
     )
@@ -211,7 +211,7 @@ def share_text(result: Heatmap) -> str:
     sample = bench().sample
     assert isinstance(sample, Image)
     mask, what = sample.object_mask, "in the object"
-    if (region := st.session_state.get("measured")) is not None:
+    if region := bench().view.region:
         mask, what = evidence.mask_of(region, sample.picture.size), "in the box"
     if mask is None:
         return ""
@@ -254,6 +254,13 @@ def _measured(experiment: Experiment, result: Result) -> list[str]:
         same, words = again
         parts.append(f":{'green' if same else 'red'}[{plain(words)}]")
     return parts
+
+
+def difference_only() -> None:
+    """Whether the difference is shown without what it is of."""
+    st.session_state["only-difference"] = bench().view.only
+    st.toggle("Difference only", key="only-difference",
+              on_change=lambda: reshow(only=st.session_state["only-difference"]))  # fmt: skip
 
 
 def stopped(experiment: Experiment | jobs.Fit) -> str:

@@ -14,12 +14,15 @@ from interp.methods import METHODS
 from interp.results import Heatmap, Table
 from interp.samples import Image, Prompt
 from pages.ui import jobs, show
-from pages.ui.bench import bench, change, first, open_experiment, turn_to_kind
+from pages.ui.bench import bench, change, embedded, first, open_experiment, turn_to_kind
 from pages.ui.inputs import gallery_cards, pick, uploader
 
 
 def home() -> None:
-    """The whole page."""
+    """The whole page; inside one of someone else's, the example alone."""
+    if embedded():
+        _example()
+        return
     st.write(
         "See what it reacts to, change it, look again side by side, share the link. All of it runs on this machine."
     )

@@ -17,7 +17,7 @@ from interp.results import Heatmap, Table
 from interp.samples import Image, Target, gallery
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import add, choose_lens
-from pages.ui.bench import bench, change, embedded, remember, restyle
+from pages.ui.bench import bench, change, embedded, remember, reshow, restyle
 from pages.ui.controls import site_name
 from pages.ui.inputs import uploader
 
@@ -105,7 +105,7 @@ def _heroes(experiment: Experiment, first: str, changed: bool) -> None:
             [version for each in pairs for version in ([each.before(), each] if changed else [each])],
             lambda: choose_lens(quick),
         )
-    only = changed and st.session_state.get("only-difference", False)
+    only = changed and bench().view.only
     # without a change, two classes stand side by side; with one, each class has its own before | after | difference
     places = st.columns(len(pairs)) if not changed and len(pairs) > 1 else [st.container() for _ in pairs]
     for index, (place, each, row) in enumerate(zip(places, pairs, found, strict=True)):
@@ -119,7 +119,7 @@ def _heroes(experiment: Experiment, first: str, changed: bool) -> None:
             st.info(shown.note, icon=":material/info:")
         with st.container(horizontal=True, gap="small", vertical_alignment="center"):
             if changed:
-                st.toggle("Difference only", key="only-difference")
+                show.difference_only()
             with st.popover("What am I seeing?", icon=":material/help:", type="tertiary"):
                 share.explain(METHODS[experiment.lens.method])
             with st.popover("Download", icon=":material/download:", type="tertiary"):
@@ -196,9 +196,9 @@ def _drawn(value: dict[str, Any]) -> None:
     """A box was drawn on the photo, and something is to be done with it."""
     box = tuple(float(each) for each in value["region"])
     if value["action"] == "measure":
-        st.session_state["measured"] = box
+        reshow(region=box)
     else:
-        st.session_state.pop("measured", None)
+        reshow(region=())
         add("hide_region", box=box, invert=value["action"] == "keep")
 
 
@@ -432,11 +432,11 @@ def _looks() -> None:
                 on_change=lambda: restyle(view=st.session_state["look:view"]),
                 help="Patches are sums over a 16 x 16 grid; superpixels are means over pieces of one colour.",
             )
-        if st.session_state.get("measured") is not None:
+        if bench().view.region:
             st.button(
                 "Forget the measured box",
                 icon=":material/close:",
-                on_click=lambda: st.session_state.pop("measured", None),
+                on_click=lambda: reshow(region=()),
             )
 
 
