@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import re
+import secrets
 import shutil
 import tempfile
 import threading
@@ -40,6 +41,7 @@ LOCAL = ("transport", "directions", "tasks", "indexes", "saes", "numbers")
 TEMPORARY = ".new"
 TIMEOUT, PAUSE = 2.4, 5.0
 """Seconds for one request to an S3 store; and for which it isn't asked again after one that failed."""
+OBJECTS = ("data", "used")
 DOOMED = 60.0
 """Seconds after which nobody waits for a sweep that announced a deletion."""
 T = TypeVar("T")
@@ -86,7 +88,7 @@ class Storage(Protocol):
         """Keep bytes, all or nothing; when it returns they outlive the process, the power, and a sweep for an hour."""
 
     def delete(self, key: str, unused_since: float = float("inf")) -> bool:
-        """Delete what was not used since then; False where it was."""
+        """Delete what was not used since then, unless another does; False where it was used."""
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """What is kept under keys that begin so."""
@@ -158,7 +160,7 @@ class Folder:
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         for path in self._files():
             key = path.relative_to(self.path).as_posix()
-            if key.startswith(prefix) and KEY.fullmatch(key):
+            if key.startswith(prefix) and KEY.fullmatch(key) and path.suffix != TEMPORARY:
                 with suppress(FileNotFoundError):
                     found = path.stat()
                     yield Entry(key, found.st_size, found.st_mtime)
@@ -215,9 +217,9 @@ class S3:
     Credentials come from the usual variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or a role),
     and so do AWS_ENDPOINT_URL and AWS_REGION where the address does not name them.
 
-    Under KEY lie the objects KEY/data; KEY/used, empty, put anew when a use is noted; and KEY/doomed, while a sweep
+    Under KEY lie the objects KEY/data; KEY/used, empty, put anew when a use is noted; and KEY/doomed-..., while a sweep
     takes a last look. Who puts or notes a use looks for that one afterwards, and waits for the sweep to end: a store
-    without locks would else delete what was just confirmed.
+    without locks would else delete what was just confirmed. Of several sweeps each leaves it to the others.
     """
 
     def __init__(self, url: str) -> None:
@@ -253,8 +255,10 @@ class S3:
         self._down = 0.0
 
     def get(self, key: str) -> bytes | None:
+        path = f"{_checked(key)}/data"
+
         def whole() -> tuple[bytes, datetime]:
-            found = self._do.get(self._bucket, f"{_checked(key)}/data")
+            found = self._do.get(self._bucket, path)
             if found.meta["size"] > _most():
                 raise FileNotFoundError
             data = found.bytes().to_bytes()
@@ -275,45 +279,51 @@ class S3:
 
     def use(self, key: str) -> bool:
         found = self._look(_checked(key))
-        if "data" in found and time.time() - max(found.values()) > MARK:
+        if "data" in found and (found.keys() - OBJECTS or time.time() - self._used(found) > MARK):
             self._put(f"{key}/used", b"")
             found = self._settled(key)
         if "data" not in found:
             return False
-        self._noted[key] = max(found.values())
+        self._noted[key] = self._used(found)
         self._noted.move_to_end(key)
         while len(self._noted) > 10_000:
             self._noted.popitem(last=False)
         return True
 
     def put(self, key: str, data: bytes) -> None:
+        _checked(key)
         end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
-            self._put(f"{_checked(key)}/data", data)
+            self._put(f"{key}/data", data)
             if time.monotonic() < end and "data" in self._settled(key):
                 return
         raise Away("slow")
 
     def delete(self, key: str, unused_since: float = float("inf")) -> bool:
+        _checked(key)
         if unused_since < float("inf"):
-            if max(self._look(key).values(), default=0.0) > unused_since:
+            begun, mine = time.monotonic(), f"doomed-{secrets.token_hex(8)}"
+            if self._used(found := self._look(key)) > unused_since:
                 return False
-            self._put(f"{key}/doomed", b"")
-            begun = time.monotonic()
-            found = {name: at for name, at in self._look(key).items() if name != "doomed"}
+            if found.keys() - OBJECTS:  # another sweep is at it; if that ends badly the next one does it
+                return True
+            self._put(f"{key}/{mine}", b"")
+            found = self._look(key)
+            unused, alone = self._used(found) <= unused_since, not found.keys() - {*OBJECTS, mine}
             # who took long to get here may find that nobody waits for it any longer
-            if max(found.values(), default=0.0) > unused_since or time.monotonic() - begun > DOOMED / 2:
-                self._remove(f"{key}/doomed")
-                return False
-        for name in ("data", "used", "doomed"):
-            self._remove(f"{_checked(key)}/{name}")
+            now = unused and alone and time.monotonic() - begun < DOOMED / 2
+            for name in (*OBJECTS, mine) if now else (mine,):
+                self._remove(f"{key}/{name}")
+            return unused
+        for name in OBJECTS:
+            self._remove(f"{key}/{name}")
         return True
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         found: dict[str, list[Any]] = {}
         for each in self._list(prefix.rsplit("/", 1)[0] if "/" in prefix else ""):
             key, _, name = each["path"].rpartition("/")
-            if key.startswith(prefix) and KEY.fullmatch(key) and name in ("data", "used"):
+            if key.startswith(prefix) and KEY.fullmatch(key) and name in OBJECTS:
                 found.setdefault(key, []).append((name, each["size"], each["last_modified"].timestamp()))
         for key, objects in found.items():
             sizes = [size for name, size, _ in objects if name == "data"]
@@ -321,17 +331,22 @@ class S3:
 
     def tidy(self) -> None:
         for each in list(self._list("")):
-            if each["path"].endswith("/doomed") and each["last_modified"].timestamp() < time.time() - HOUR:
+            if "/doomed-" in each["path"] and each["last_modified"].timestamp() < time.time() - HOUR:
                 self._remove(each["path"])
 
     def _settled(self, key: str) -> dict[str, float]:
         """What is under a key, once no sweep is about to delete it."""
         end = time.monotonic() + 2
-        while time.time() - (found := self._look(key)).pop("doomed", 0.0) < DOOMED:
+        while True:
+            found = self._look(key)
+            if not any(time.time() - at < DOOMED for name, at in found.items() if name not in OBJECTS):
+                return found
             if time.monotonic() > end:
                 raise Away("slow")
             time.sleep(0.05)
-        return found
+
+    def _used(self, found: dict[str, float]) -> float:
+        return max((at for name, at in found.items() if name in OBJECTS), default=0.0)
 
     def _look(self, key: str) -> dict[str, float]:
         """When each object under a key was put: of one moment, which several requests would not be."""
@@ -370,9 +385,9 @@ class S3:
             return call()
         except FileNotFoundError:
             raise
-        except (self._do.exceptions.BaseError, OSError, ValueError) as problem:
+        except (self._do.exceptions.BaseError, OSError) as problem:
             text = str(problem).lower()
-            if isinstance(problem, PermissionError) or " 403" in text or " 401" in text:
+            if isinstance(problem, PermissionError) or any(each in text for each in (" 401", " 403", " 404")):
                 raise Away("refused") from None
             if any(each in text for each in (" 507", "quotaexceeded", "storagefull")):
                 raise Away("full") from None
@@ -460,7 +475,7 @@ class Shared:
 
     def _fits(self, size: int, most: int) -> bool:
         if self._held is None or self._added > most // 50:  # other processes put, too
-            self.sweep()
+            self.sweep(size)
         if self._taken() + size > most and time.monotonic() - self._swept > 5:
             self.sweep(most // 20 + size)
         return self._taken() + size <= most
@@ -529,6 +544,7 @@ def sweep_local(most: int) -> int:
             with suppress(OSError):
                 os.replace(path, gone)  # at once, also where it is a folder
                 shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+                store.unmark(path)
                 left -= sizes[path]
                 counts["swept"] += 1
     return left

@@ -197,20 +197,31 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
 
 
 def mark(path: Path) -> None:
-    """Note that a fit is used, so that a sweep leaves it alone; the time it was made stays as it is."""
-    if folder() not in path.parents:  # of the shelf
-        return
-    with suppress(OSError):  # gone
-        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    """Note that a fit is used, so that a sweep leaves it alone; the times of its own files say when it was made."""
+    if (beside := _beside(path)) is not None:
+        with suppress(OSError):  # a full disk, or one that can only be read
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.touch()
+
+
+def unmark(path: Path) -> None:
+    """Forget when a fit was used, as it is gone."""
+    if (beside := _beside(path)) is not None:
+        beside.unlink(missing_ok=True)
 
 
 def used(path: Path) -> float:
     """When a fit was made or last used; 0 where it is gone."""
-    try:
-        found = path.stat()
-        return max(found.st_atime, found.st_mtime)
-    except FileNotFoundError:
-        return 0.0
+    times = [0.0]
+    for each in (path, _beside(path)):
+        with suppress(FileNotFoundError):
+            times.append(0.0 if each is None else each.stat().st_mtime)
+    return max(times) if path.exists() else 0.0
+
+
+def _beside(path: Path) -> Path | None:
+    """The empty file whose time is that of the last use; None for what is of the shelf."""
+    return folder() / "used" / path.parent.name / path.name if folder() in path.parents else None
 
 
 def kept_arrays(kind: str, shelf: Path) -> list[tuple[Path, str]]:

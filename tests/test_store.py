@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import threading
 import time
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from interp import store
+from interp import Unsuitable, storage, store
 
 DIGEST = "ab" * 32
 
@@ -21,7 +26,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
 def test_blobs_are_found_by_their_hash_until_forgotten(folder: Path) -> None:
@@ -93,9 +98,98 @@ def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.Mon
         raise OSError("disk full")
 
     monkeypatch.setattr(store.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(storage.Away, match="nothing was lost"):
         store.keep_blob(b"data")
+    with pytest.raises(OSError, match="disk full"):
+        store.artefact(DIGEST, lambda: {"a": np.ones(1)})
     assert not files(folder)
+
+
+def test_what_an_older_version_kept_is_found(folder: Path) -> None:
+    digest = hashlib.sha256(b"data").hexdigest()
+    for kind, name, data in (("blobs", digest, b"data"), ("numbers", DIGEST, store.packed({"a": np.arange(3)}))):
+        path = folder / kind / name[:2] / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    assert store.blob(digest) == b"data" and np.array_equal(store.numbers(DIGEST)["a"], np.arange(3))
+    store.keep_numbers(DIGEST, {"a": np.zeros(9)})
+    assert len(store.numbers(DIGEST)["a"]) == 3
+    store.forget_blob(digest)
+    assert store.blob(digest) is None
+
+
+def test_forgetting_leaves_what_a_snapshot_holds(folder: Path) -> None:
+    digest = store.keep_blob(b"data")
+    storage.shared().put(f"parts/{digest[:2]}/{digest}", b"data")
+    store.forget_blob(digest)
+    assert store.blob(digest) == b"data"
+
+
+def test_numbers_of_an_unreachable_store_are_none_and_blobs_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    store.keep_numbers(DIGEST, {"a": np.ones(1)})
+    digest = store.keep_blob(b"data")
+
+    def away(*_: object) -> None:
+        raise storage.Away
+
+    monkeypatch.setattr(storage.Folder, "get", away)
+    assert store.numbers(DIGEST) is None
+    with pytest.raises(storage.Away):
+        store.blob(digest)
+
+
+def archive(name: str, head: dict[str, object], body: bytes, kind: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """An NPZ with one array that says what it likes about itself."""
+    buffer, npy = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(npy, head)
+    with zipfile.ZipFile(buffer, "w", kind) as file:
+        file.writestr(f"{name}.npy", npy.getvalue() + body)
+    return buffer.getvalue()
+
+
+def test_an_archive_may_not_claim_more_than_it_is_allowed() -> None:
+    floats = {"descr": "<f8", "fortran_order": False}
+    assert np.array_equal(store.unpacked(archive("a", floats | {"shape": (4,)}, bytes(32)), 400)["a"], np.zeros(4))
+    zeros = archive("a", floats | {"shape": (2**21,)}, bytes(2**24))
+    assert len(zeros) < 2**15
+    false = archive("a", floats | {"shape": (2**21,)}, bytes(2**24))
+    false = false.replace((2**24 + 128).to_bytes(4, "little"), (160).to_bytes(4, "little"))
+    hostile = (
+        zeros,
+        false,  # claims 160 bytes in its directory, and unpacks to more
+        archive("a", floats | {"shape": (10**10,)}, bytes(32)),  # says it is of 80 GB
+        archive("a", {"descr": "|O", "fortran_order": False, "shape": (4,)}, bytes(32)),
+        archive("a", floats | {"shape": (4,)}, bytes(32), zipfile.ZIP_LZMA),
+        archive("a", floats | {"shape": (-4,)}, bytes(32)),
+        b"",
+    )
+    tracemalloc.start()
+    try:
+        for data in hostile:
+            with pytest.raises(Unsuitable):
+                store.unpacked(data, 2**20)
+        assert store.unpacked(b"PK\x05\x06" + bytes(18), 2**20) == {}
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+def test_equal_arrays_pack_to_equal_bytes() -> None:
+    a, b = np.arange(6.0).reshape(2, 3), np.array(["x", "y"])
+    assert store.packed({"a": a, "b": b}) == store.packed({"b": b.copy(), "a": np.ascontiguousarray(a)})
+    found = store.unpacked(store.packed({"a": np.asfortranarray(a), "b": b, "c": np.float64(3)}), 2**20)
+    assert np.array_equal(found["a"], a) and np.array_equal(found["b"], b) and found["c"].shape == ()
+
+
+def test_a_use_is_noted_and_the_time_of_the_fit_stays(folder: Path) -> None:
+    path = folder / "directions" / "x.safetensors"
+    store.write_arrays(path, {"a": np.ones(1)}, {})
+    os.utime(path, (1e9, 1e9))
+    assert store.used(path) == 1e9
+    store.mark(path)
+    assert store.used(path) > time.time() - 5 and path.stat().st_mtime == 1e9
+    store.mark(folder / "no.safetensors")
+    assert store.used(folder / "no.safetensors") == 0
 
 
 def test_readers_see_all_or_nothing() -> None:
