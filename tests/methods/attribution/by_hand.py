@@ -17,6 +17,8 @@ FAMILIES = ["resnet", "convnext", "vit", "efficientnet"]
 SMOOTH = ["convnext", "vit"]
 """GELU and LayerNorm: quadrature and differences converge at their full rate."""
 H = 1e-5
+SOME = slice(3, None, 7)
+"""The places, counted along the rows, at which differences are taken: each costs two forwards in every channel."""
 
 
 def score(model: VisionModel, pixels: Tensor, index: int) -> Tensor:
@@ -25,10 +27,19 @@ def score(model: VisionModel, pixels: Tensor, index: int) -> Tensor:
 
 
 def differences(model: VisionModel, pixels: Tensor, index: int) -> np.ndarray:
-    """The gradient [3, height, width] at pixels [1, 3, height, width] by central differences."""
-    steps = H * torch.eye(pixels.numel(), dtype=pixels.dtype).view(-1, *pixels.shape[1:])
+    """The gradient [3, place] at pixels [1, 3, height, width] by central differences, at the places of SOME."""
+    size = pixels[0, 0].numel()
+    chosen = torch.arange(3 * size).view(3, size)[:, SOME]
+    steps = H * torch.eye(3 * size, dtype=pixels.dtype)[chosen.flatten()].view(-1, *pixels.shape[1:])
     up, down = (score(model, pixels + sign * steps, index) for sign in (1, -1))
-    return ((up - down) / (2 * H)).view(pixels.shape[1:]).numpy()
+    return ((up - down) / (2 * H)).view(chosen.shape).numpy()
+
+
+def along(model: VisionModel, pixels: Tensor, direction: Tensor, index: int) -> float:
+    """The slope of the score along a direction, by central differences."""
+    size = 1e-4 / float(direction.abs().max())
+    up, down = (score(model, pixels + sign * size * direction, index) for sign in (1, -1))
+    return float(up - down) / (2 * size)
 
 
 @cache

@@ -23,9 +23,8 @@ def riemann(model, pixels, start, index, steps):
     return ((pixels - start) * total / steps)[0].numpy()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "reference"), [(0, "black"), (1, "white")])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("reference", ["black", "white"])
 def test_it_agrees_with_a_riemann_sum(family, seed, reference):
     model, sample = tiny.vision(family, torch.float64, seed), tiny.image(seed)
     pixels, start = model.inputs(sample), normalised(model, float(reference == "white"))
