@@ -14,7 +14,6 @@ visitors want is done once, is counted to them in equal parts, and has the best 
 
 from __future__ import annotations
 
-import heapq
 import logging
 import math
 import os
@@ -34,7 +33,7 @@ SILENT = 6.0
 """Seconds after which a visitor who no longer asks for a run counts as gone."""
 LATELY = 300.0
 """Seconds after which computing by long runs counts half; by short ones, a thirtieth of that."""
-CREDIT = 0.25
+CREDIT = 0.1
 """What a second of waiting makes up for, in seconds of computing."""
 OVERDUE = 2.0
 """Seconds after which short work that turns out to be long goes on as long work does, and gives its turn away."""
@@ -109,6 +108,17 @@ class _Turn:
     napped: float = 0.0
 
 
+@dataclass(frozen=True, order=True)
+class _Planned:
+    """A run in the forecast."""
+
+    ends: float
+    number: int
+    cost: float
+    wanted: dict[str, float]
+    started: float
+
+
 class Shares:
     """Seconds of computing that each visitor had lately; each counts half after `half` seconds."""
 
@@ -116,6 +126,11 @@ class Shares:
         self.half = half
         self._used: dict[str, tuple[float, float]] = {}
         self._served: dict[str, float] = {}
+
+    def copy(self) -> Shares:
+        new = Shares(self.half)
+        new._used, new._served = dict(self._used), dict(self._served)
+        return new
 
     def used(self, visitor: str, now: float) -> float:
         seconds, at = self._used.get(visitor, (0.0, now))
@@ -144,11 +159,10 @@ class Hours:
 
     def add(self, account: str, seconds: float, now: float) -> None:
         for name in list(self._minutes) if len(self._minutes) > 500 else [account]:
-            kept = {at: used for at, used in self._minutes.get(name, {}).items() if at > now // 60 - 60}
-            self._minutes[name] = kept
-            if not kept and name != account:
-                del self._minutes[name]
-        mine = self._minutes[account]
+            kept = {at: used for at, used in self._minutes.pop(name, {}).items() if at > now // 60 - 60}
+            if kept:
+                self._minutes[name] = kept
+        mine = self._minutes.setdefault(account, {})
         mine[int(now // 60)] = mine.get(int(now // 60), 0.0) + seconds
 
     def wait(self, account: str, most: float, now: float) -> float:
@@ -260,10 +274,11 @@ class Queue:
         worked = now - work.breathed
         if worked < BREATH:
             return
+        work.breathed = now
         if self._turns and len(self._turns) + len(self._running) > self.cores:
             self._calm.wait(min(NAP * worked, LONGEST_NAP))
-        work.breathed = self.clock()
-        work.napped += work.breathed - now
+            work.breathed = self.clock()
+            work.napped += work.breathed - now
 
     # -------------------------------------------------------------------------------------------------- long work
 
@@ -306,6 +321,8 @@ class Queue:
     def want(self, run: Run, visitor: str, payer: str = "") -> None:
         """Say that a visitor wants it, and still does."""
         with self.lock:
+            if visitor not in run.wanted:
+                self._forecast = (-math.inf, {})
             run.wanted[visitor] = self.clock()
             run.payers[visitor] = payer or visitor
 
@@ -313,6 +330,7 @@ class Queue:
         """A visitor no longer wants it; it ends within a second unless another does."""
         with self.lock:
             run.last = visitor
+            self._forecast = (-math.inf, {})
             if run.wanted.pop(visitor, None) is not None and run.wanted:
                 run.payers.pop(visitor, None)  # the last to leave pays for what it took until then
             if not run.wanted:
@@ -363,7 +381,7 @@ class Queue:
             time.sleep(0.02)
         with self.lock:
             for run in self._running:
-                run.reason = sentence
+                run.reason = run.reason or sentence
                 run.cancel.set()
 
     def state(self) -> dict[str, float]:
@@ -401,7 +419,8 @@ class Queue:
                     break
                 self.sweep()
                 if self._waiting:
-                    run = self._first(self._waiting, self._loads(), self.clock())
+                    now = self.clock()
+                    run = self._first(self._waiting, self._long, self._loads(self._running, now), now)
                     self._waiting.remove(run)
                     self._running.append(run)
                     run.started = run.breathed = self.clock()
@@ -440,10 +459,11 @@ class Queue:
 
     # ---------------------------------------------------------------------------------------------------- the rule
 
-    def _loads(self) -> dict[str, float]:
+    @staticmethod
+    def _loads(running: Iterable[Run | _Planned], now: float) -> dict[str, float]:
         """Seconds that what runs counts for, by visitor."""
-        now, loads = self.clock(), dict[str, float]()
-        for run in self._running:
+        loads = dict[str, float]()
+        for run in running:
             for each in run.wanted:
                 loads[each] = loads.get(each, 0.0) + max(run.cost, now - (run.started or now)) / len(run.wanted)
         return loads
@@ -462,23 +482,27 @@ class Queue:
             default=math.inf,
         )
 
-    def _first(self, runs: list[Run], loads: dict[str, float], now: float) -> Run:
-        return min(runs, key=lambda run: (self._score(self._long, run.wanted, run.since, loads, now), run.number))
+    def _first(self, runs: list[Run], shares: Shares, loads: dict[str, float], now: float) -> Run:
+        return min(runs, key=lambda run: (self._score(shares, run.wanted, run.since, loads, now), run.number))
 
     def _places(self, now: float) -> dict[Run, Place]:
         """When each that waits would begin if all took what they are expected to, and nobody else came."""
-        free = [now + max(self._rest(run, now), 0.0) for run in self._running]
-        free += [now] * max(0, max(1, settings.SETTINGS.heavy) - len(free))
-        heapq.heapify(free)
-        loads, rest, places = self._loads(), list(self._waiting), dict[Run, Place]()
+        shares, rest, at = self._long.copy(), list(self._waiting), now
+        running = [
+            _Planned(now + max(self._rest(run, now), 0.0), run.number, run.cost, run.wanted, run.started or now)
+            for run in self._running
+        ]
+        places = dict[Run, Place]()
         while rest:
-            at = heapq.heappop(free)
-            run = self._first(rest, loads, at)
-            places[run] = Place(len(places), at - now)
+            while running and (len(running) >= max(1, settings.SETTINGS.heavy) or min(running).ends <= at):
+                first = min(running)
+                running.remove(first)
+                at = max(at, first.ends)
+                shares.add(first.wanted, first.ends - first.started, first.ends)
+            run = self._first(rest, shares, self._loads(running, at), at)
             rest.remove(run)
-            for each in run.wanted:
-                loads[each] = loads.get(each, 0.0) + run.cost / len(run.wanted)
-            heapq.heappush(free, at + run.cost)
+            places[run] = Place(len(places), at - now)
+            running.append(_Planned(at + run.cost, run.number, run.cost, run.wanted, at))
         return places
 
     def _rest(self, run: Run, now: float) -> float:
