@@ -88,7 +88,7 @@ def keep(
     from interp import zoo
 
     model = zoo.load(experiment.model)
-    experiment = _named(experiment, model)
+    experiment, view = _named(experiment, model), _named_view(view, model)
     parts = {hashlib.sha256(each.data).hexdigest(): each.data for each in _images(experiment)}
     places: dict[str, str] = {}
     for kind, path in _files(experiment, view):
@@ -104,7 +104,7 @@ def keep(
         data = store.packed(result.arrays())
         parts[numbers := hashlib.sha256(data).hexdigest()] = data
     about = {
-        "v": VERSION, "experiment": experiment.to_json(), "view": _kept_view(view), "title": title.strip()[:TITLE],
+        "v": VERSION, "experiment": experiment.to_json(), "view": view, "title": title.strip()[:TITLE],
         "weights": model.digest, "numbers": numbers, "kind": "" if result is None else type(result).__name__,
         "parts": sorted(parts), "places": places,
     }  # fmt: skip
@@ -124,9 +124,8 @@ def keep(
             "use smaller photos, or share the long link."
         )
     kept = storage.shared()
-    for digest, data in parts.items():
-        if kept.get(key := store._key("parts", digest)) != data or not kept.use(key):  # absent, or damaged
-            kept.put(key, data)
+    for data in parts.values():
+        store.keep_blob(data)
     if preview is not None and not (kept.get(_preview(name)) == preview and kept.use(_preview(name))):
         kept.put(_preview(name), preview)
     # last, so that what has an id is whole
@@ -145,7 +144,7 @@ def read(id: str) -> Snapshot:
     about, made = _opened(id)
     for digest in about["parts"]:
         # noted before the places are filled, so that they are not swept before the snapshot is
-        if not storage.shared().use(store._key("parts", digest)) and digest not in about["places"].values():
+        if not storage.shared().use(store.blob_key(digest)) and digest not in about["places"].values():
             raise Missing("A part of what this link shows is no longer kept here; ask for a new link.")
     artefacts: dict[str, dict[str, str]] = {}
     for place, digest in about["places"].items():
@@ -274,11 +273,6 @@ def _preview(id: str) -> str:
     return f"previews/{id[:2]}/{id}.png"
 
 
-def _kept_view(view: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    own = {"v", "model", "lens", "do", *_SAMPLE_KINDS}
-    return {str(key): [str(each) for each in values] for key, values in view.items() if key not in own}
-
-
 def _most() -> int:
     return settings.SETTINGS.shared_each
 
@@ -319,23 +313,33 @@ def _check_image(image: Image) -> None:
 
 def _named(experiment: Experiment, model: Model) -> Experiment:
     """The same with what unnamed settings stand for on this machine, where that is not of the shelf."""
+    lens, *interventions = (_named_call(each, model) for each in (experiment.lens, *experiment.interventions))
+    return dataclasses.replace(experiment, lens=lens, interventions=tuple(interventions))
 
-    def line(text: str) -> str:
-        return str(named(Call.parse(text.strip()))) if text.strip() else ""
 
-    def named(call: Call) -> Call:
-        found: dict[str, Any] = {}
-        for control in _method(call.method).controls:
-            value = call.settings[control.name]
-            if control.name == "ways":  # interventions as links write them, several lines to each
-                found["ways"] = tuple("\n".join(map(line, way.splitlines())) for way in value)
-            elif value == "" and (key := _stands_for(call, control.name, control.kind, model)):
-                found[control.name] = key
-        return call.but(**found)
+def _named_view(view: Mapping[str, Sequence[str]], model: Model) -> dict[str, list[str]]:
+    """What a view says beyond the experiment, the calls in it named likewise."""
+    own = {"v", "model", "lens", "do", *_SAMPLE_KINDS}
+    found = {str(key): [str(each) for each in values] for key, values in view.items() if key not in own}
+    return found | ({"bench": [_named_lines(each, model) for each in found["bench"]]} if "bench" in found else {})
 
-    return dataclasses.replace(
-        experiment, lens=named(experiment.lens), interventions=tuple(map(named, experiment.interventions))
-    )
+
+def _named_call(call: Call, model: Model) -> Call:
+    found: dict[str, Any] = {}
+    for control in _method(call.method).controls:
+        value = call.settings[control.name]
+        if control.name == "ways":  # interventions as links write them, several lines to each
+            found["ways"] = tuple(_named_lines(way, model) for way in value)
+        elif value == "" and (key := _stands_for(call, control.name, control.kind, model)):
+            found[control.name] = key
+    return call.but(**found)
+
+
+def _named_lines(text: str, model: Model) -> str:
+    try:
+        return "\n".join(str(_named_call(Call.parse(line), model)) for line in text.splitlines() if line.strip())
+    except Unsuitable:  # a text that a visitor typed
+        return text
 
 
 def _stands_for(call: Call, name: str, kind: str, model: Model) -> str:
@@ -365,28 +369,23 @@ def _files(experiment: Experiment, view: Mapping[str, Sequence[str]]) -> Iterato
     """The files in the store that it names, with their kind.
 
     Raises:
-        Missing: one is no longer there.
+        Missing: one that the experiment needs is no longer there.
     """
-    texts = [each for values in view.values() for each in values if each.startswith("local:")]
+    needed: list[str] = []
     for call in (experiment.lens, *experiment.interventions):
-        for control in _method(call.method).controls:
-            free = control.name in ("instruction", "words", "name")
-            value = call.settings[control.name]
-            if not free and (
-                isinstance(value, str) or (value and isinstance(value, tuple) and isinstance(value[0], str))
-            ):
-                texts += [value] if isinstance(value, str) else value
-    for key in dict.fromkeys(key for text in texts for key in _KEYS.findall(text)):
+        for name, value in call.settings.items():
+            if name not in ("instruction", "words", "name"):  # what visitors type
+                needed += [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, str)]
+    shown = [text for name in ("bench", "off", "of") for text in view.get(name, ())]
+    keys = [[key for text in texts for key in _KEYS.findall(text)] for texts in (needed, shown)]
+    for key in dict.fromkeys((*keys[0], *keys[1])):
         if key.startswith("local:"):
-            found = [("saes", store.folder() / "saes" / key[6:] / name) for name in (sae.CONFIG, sae.WEIGHTS)]
+            places = [("saes", f"{key[6:]}/{name}") for name in (sae.CONFIG, sae.WEIGHTS)]
         else:
-            kinds = ("directions", "tasks", "transport", "indexes")
-            possible = [(kind, store.folder() / kind / f"{key}.safetensors") for kind in kinds]
-            found = [each for each in possible if each[1].exists()]
-        if not found or not all(path.exists() for _, path in found):
-            raise Missing(
-                "Something this is about is no longer kept here (a direction, a task, an SAE); make it again."
-            )
+            places = [(kind, f"{key}.safetensors") for kind in ("directions", "tasks", "transport", "indexes")]
+        found = [(kind, path) for kind, name in places if (path := store.folder() / kind / name).exists()]
+        if not found and key in keys[0]:
+            raise Missing("A direction, task or SAE that this is about is no longer kept here; make it again.")
         yield from found
 
 
@@ -403,7 +402,7 @@ def _read(path: Path, kind: str, besides: int) -> bytes:
 
 
 def _part(digest: str) -> bytes:
-    data = storage.shared().get(store._key("parts", digest))
+    data = storage.shared().get(store.blob_key(digest))
     if data is None:
         raise Missing("A part of what this link shows is no longer kept here; ask for a new link.")
     if hashlib.sha256(data).hexdigest() != digest:

@@ -1,4 +1,4 @@
-"""What is kept on disk, by content: uploads kept for links, results to compare with, artefacts of fits."""
+"""What is kept, by content: uploads for links, through `interp.storage`, and artefacts of fits, on this disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from interp import Unsuitable, storage
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 LARGEST = 2**30
-"""Arrays that are kept on this machine or by an older version take less than this, unpacked."""
+"""The arrays of a fit take less than this, unpacked."""
 _locks: dict[str, threading.Lock] = {}
 _locks_lock = threading.Lock()
 
@@ -36,61 +36,37 @@ def folder() -> Path:
 
 
 def keep_blob(data: bytes) -> str:
-    """Keep bytes for links and return the sha256 that finds them again.
+    """Keep bytes where links find them, and return their sha256, by which they do.
 
     Raises:
         storage.Away: they can't be kept now.
     """
     digest = hashlib.sha256(data).hexdigest()
-    if _sound(storage.shared().get(key := _key("blobs", digest)), digest) is None:  # absent, or damaged
-        storage.shared().put(key, data)
+    kept, key = storage.shared(), blob_key(digest)
+    if kept.get(key) != data or not kept.use(key):  # absent, or damaged
+        kept.put(key, data)
     return digest
 
 
 def blob(digest: str) -> bytes | None:
-    """The bytes of that sha256, kept for a link or with a snapshot, or None where they are not (or are damaged).
+    """The bytes of that sha256, or None where they are not kept (or not a sha256, or damaged).
 
     Raises:
         storage.Away: the storage can't be reached.
     """
     if not DIGEST.fullmatch(digest):
         return None
-    for kind in ("blobs", "parts"):
-        if (data := _sound(storage.shared().get(_key(kind, digest)), digest)) is not None:
+    for data in (storage.shared().get(blob_key(digest)), _read("blobs", digest)):  # there before there was a storage
+        if data is not None and hashlib.sha256(data).hexdigest() == digest:
             return data
-    return _sound(_read("blobs", digest), digest)  # where they were kept before there was a shared storage
+    return None
 
 
-def forget_blob(digest: str) -> None:
-    """Delete what was kept for links; what a snapshot holds stays with it.
-
-    Raises:
-        storage.Away: the storage can't be reached.
-    """
-    if DIGEST.fullmatch(digest):
-        storage.shared().delete(_key("blobs", digest))
-        _path("blobs", digest).unlink(missing_ok=True)
-
-
-def keep_numbers(digest: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keep the numbers of the experiment of that digest, unless some are kept already: the first answer counts.
-
-    Raises:
-        storage.Away: they can't be kept now.
-    """
-    if numbers(digest) is None:  # absent, or damaged
-        storage.shared().put(_key("numbers", digest), packed(arrays))
-
-
-def numbers(digest: str) -> dict[str, np.ndarray] | None:
-    """The numbers kept for that experiment, or None where there are none, or none to be had now."""
+def blob_key(digest: str) -> str:
+    """Under which key of a storage the bytes of that sha256 are kept."""
     if not DIGEST.fullmatch(digest):
-        return None
-    try:
-        data = storage.shared().get(_key("numbers", digest))
-    except storage.Away:  # nothing to compare with is no reason to show nothing
-        data = None
-    return _unpacked(data if data is not None else _read("numbers", digest))
+        raise ValueError(f"{digest[:80]!r} is no sha256")
+    return f"blobs/{digest[:2]}/{digest}"
 
 
 def packed(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -132,29 +108,12 @@ def unpacked(data: bytes, most: int) -> dict[str, np.ndarray]:
         raise Unsuitable("The numbers kept with this link are damaged; make the link anew.") from None
 
 
-def _unpacked(data: bytes | None) -> dict[str, np.ndarray] | None:
-    try:
-        return None if data is None else unpacked(data, LARGEST)
-    except Unsuitable:
-        return None
-
-
-def _sound(data: bytes | None, digest: str) -> bytes | None:
-    return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
-
-
-def _key(kind: str, digest: str) -> str:
-    """Under which key of the shared storage something of that sha256 is kept."""
-    if not DIGEST.fullmatch(digest):
-        raise ValueError(f"{digest[:80]!r} is no sha256")
-    return f"{kind}/{digest[:2]}/{digest}"
-
-
 def artefact(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of a fit by its key, kept on this machine; made once, by whoever asks first, while others wait."""
     with _lock(key):
-        found = _unpacked(_read("numbers", key))
-        if found is None:
+        try:
+            found = unpacked(_read("numbers", key) or b"", LARGEST)
+        except Unsuitable:  # absent, or damaged
             found = make()
             _write(_path("numbers", key), packed(found))
         mark(_path("numbers", key))

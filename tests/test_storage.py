@@ -309,7 +309,7 @@ def test_the_storage_of_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert storage.shared() is not first
     configure(monkeypatch, shared=server.url)
     storage.shared().put(KEY, b"data")
-    assert store.blob("ab" * 32) is None  # not of that content
+    assert storage.shared().get(KEY) == b"data"
     assert list(server.objects) == [f"some/prefix/{KEY}/data"]
     for wrong in ("s3://", "s3:///x", "s3://bucket?secret=1"):
         with pytest.raises(Unsuitable, match="s3://bucket/prefix"):
