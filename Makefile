@@ -43,8 +43,9 @@ bench: $(DEV)  ## the measurements, one thread (after `make peers`, beside other
 
 peers: $(PEERS)  ## install the libraries that the benchmarks compare with, into .venv-bench
 
-catalogue: $(APP)  ## write the catalogue of methods into README.md
+catalogue: $(APP)  ## write the catalogue of methods and the settings into README.md
 	$(PY) -m interp.catalogue
+	$(PY) -m interp.settings
 
 clean:  ## remove the environments and caches
 	rm -rf .venv .venv-bench .pytest_cache .mypy_cache .ruff_cache

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages import server
+st.secrets.load_if_toml_exists()  # secrets become variables of the environment, which the settings are read from
+
+from pages import server  # noqa: E402
 
 if __name__ == "__main__":
     st.set_page_config(

@@ -1,6 +1,6 @@
 """Every limit in one place: read from the environment, with a profile for a laptop and one for a server of strangers.
 
-python -m interp.settings      prints the table in README.md
+python -m interp.settings      writes the table of them into README.md
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+README = Path(__file__).parent.parent / "README.md"
 MB, GB = 2**20, 2**30
 CORES = os.cpu_count() or 2
 
@@ -121,8 +123,14 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def written(text: str) -> str:
+    """`text` with the table between its markers."""
+    marked = r"(<!-- settings -->\n).*?(<!-- /settings -->)"
+    return re.sub(marked, lambda match: f"{match[1]}{table()}\n{match[2]}", text, flags=re.DOTALL)
+
+
 SETTINGS = read(os.environ)
 """Those of this process. Read as `settings.SETTINGS.seconds` where it is used, so that a test can put others in."""
 
 if __name__ == "__main__":
-    print(table())
+    README.write_text(written(README.read_text()))

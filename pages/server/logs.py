@@ -88,7 +88,7 @@ def start() -> None:
     handler.addFilter(lambda record: record.msg not in NOISE)
 
     def alone(logger: logging.Logger) -> None:
-        logger.handlers = [handler]
+        logger.handlers = [handler] if logger.name != "uvicorn.access" else []  # with a handler it would speak
 
     config.set_option("logger.enableRich", False)  # it prints tracebacks past every logger
     streamlit.logger.setup_formatter = alone  # each of Streamlit's loggers gets its handler by this, also later ones

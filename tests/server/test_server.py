@@ -179,6 +179,7 @@ def test_nothing_that_a_visitor_typed_is_in_the_log_and_the_number_on_the_page_i
     assert any("small.py" in frame for frame in failed["frames"])
     loggers = {line["log"] for line in lines}
     assert {"actiscope", "elsewhere", "py.warnings", "uvicorn.error", "asyncio"} <= loggers
+    assert "uvicorn.access" not in loggers
     events = [line.get("event") for line in lines]
     assert {"A thread failed", "A value", "request", "session", "started", "warm"} <= set(events)
     requests = [line for line in lines if line.get("event") == "request"]
