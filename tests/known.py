@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -218,18 +219,21 @@ def _f1(guess: torch.Tensor, truth: torch.Tensor) -> float:
 @torch.no_grad()
 def moved(model: LanguageModel, name: str, feature: int, cases: list[tuple[str, str, str]]) -> float:
     """Mean change of the logit difference answer - foil when the feature is ablated."""
-
-    def difference(prompt: str, answer: str, foil: str) -> float:
-        logits = model(Prompt(prompt), keep=1)[0, -1]
-        one, two = (model.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (answer, foil))
-        return float(logits[one] - logits[two])
-
     total = 0.0
     for case in cases:
-        plain = difference(*case)
+        plain = _plain(model, *case)
         with METHODS["ablate_feature"](model, Prompt(case[0]), sae=name, features=(feature,)):
-            total += difference(*case) - plain
+            total += _difference(model, *case) - plain
     return total / len(cases)
+
+
+def _difference(model: LanguageModel, prompt: str, answer: str, foil: str) -> float:
+    logits = model(Prompt(prompt), keep=1)[0, -1]
+    one, two = (model.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (answer, foil))
+    return float(logits[one] - logits[two])
+
+
+_plain = cache(_difference)
 
 
 @dataclass(frozen=True)
@@ -255,18 +259,21 @@ class Found:
         return abs(self.moves) / max(self.others, 1e-3)
 
 
-def look(model: LanguageModel, every: list[Property], tokens: Tokens, others: int = 5) -> list[Found]:
+def look(
+    model: LanguageModel, every: list[Property], tokens: Tokens, others: int = 5, cases: int | None = None
+) -> list[Found]:
     """Search each property by its word and by its prompt: the first of ten features that tells it, and its effect.
 
-    others: how many other features are ablated beside it, of either kind.
+    others: how many other features are ablated beside it, of either kind; cases: on how many prompts, all if None.
     """
     found = []
     fired: dict[str, torch.Tensor] = {}
     for each in every:
         name = f"{model.name}/{each.sae}"
         own = sae.load(name)
-        f = fired.setdefault(name, activations(model, own, tokens))
-        _, scores = best_f1(f, tokens.has[each.name])
+        if name not in fired:
+            fired[name] = activations(model, own, tokens)
+        _, scores = best_f1(fired[name], tokens.has[each.name])
         place, feature, query = 99, int(scores.argmax()), ""
         for words in (each.words, ""):
             listed = METHODS["feature_search"](model, Prompt(each.prompt), sae=name, words=words, top=10).features
@@ -277,14 +284,14 @@ def look(model: LanguageModel, every: list[Property], tokens: Tokens, others: in
         assert index is not None
         far = np.abs(np.log((index.density + 1e-9) / (index.density[feature] + 1e-9)))
         alike = [int(number) for number in far.argsort(kind="stable") if number != feature and scores[number] < 0.5]
-        cases = each.cases()
-        prompts = documents_of(model, [prompt for prompt, _, _ in cases])
+        mine = each.cases()[:cases]
+        prompts = documents_of(model, [prompt for prompt, _, _ in mine])
         here = set((activations(model, own, prompts) > 0).any(0).nonzero()[:, 0].tolist())
 
-        def beside(numbers: list[int], name: str = name, cases: list[tuple[str, str, str]] = cases) -> float:
-            return float(np.mean([abs(moved(model, name, number, cases)) for number in numbers[:others]]))
+        def beside(numbers: list[int], name: str = name, mine: list[tuple[str, str, str]] = mine) -> float:
+            return float(np.mean([abs(moved(model, name, number, mine)) for number in numbers[:others]]))
 
-        moves = moved(model, name, feature, cases)
+        moves = moved(model, name, feature, mine)
         controls = beside(alike), beside([number for number in alike if number in here])
         found.append(Found(each.name, name, query, feature, place, float(scores[feature]), moves, *controls))
     return found

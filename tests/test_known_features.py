@@ -11,7 +11,7 @@ from tests.known import PROPERTIES, documents, look
 @pytest.mark.timeout(900)
 def test_known_properties_have_features_that_search_finds_and_that_do_what_they_say() -> None:
     model = zoo.load("stories")
-    found = look(model, PROPERTIES, documents(model, 2000), others=2)
+    found = look(model, PROPERTIES, documents(model, 2000), others=2, cases=10)
     for each in found:
         print(each)
     told = [each for each in found if each.f1 >= 0.9 and each.place <= 10]
