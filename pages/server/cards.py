@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache, singledispatch
 from pathlib import Path
@@ -119,9 +120,8 @@ def _cut(text: str, shape: Any, width: float) -> str:
     text = text[:300]
     if shape.getlength(text) <= width:
         return text
-    while text and shape.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    fits = bisect_left(range(len(text)), True, key=lambda count: shape.getlength(text[: count + 1] + "…") > width)
+    return text[:fits] + "…"
 
 
 def _wrapped(text: str, shape: Any, width: int, most: int = 99) -> list[str]:
@@ -149,7 +149,9 @@ def figure(result: Result, pen: PIL.ImageDraw.ImageDraw, place: Box) -> None:
 
 @figure.register
 def _(result: TokenGrid, pen: PIL.ImageDraw.ImageDraw, place: Box) -> None:
-    values, choices = result.values[0], result.choices
+    values, choices = np.where(np.isfinite(result.values[0]), result.values[0], np.nan), result.choices
+    if not values.size:
+        return
     upward = result.rows[0] == RESIDUALS
     order = list(range(len(result.rows)))[::-1] if upward else list(range(len(result.rows)))
     order = [order[at] for at in _some(len(order), 8)]
@@ -189,9 +191,9 @@ def _some(count: int, most: int) -> list[int]:
 
 @figure.register
 def _(result: TokenScores, pen: PIL.ImageDraw.ImageDraw, place: Box) -> None:
-    largest = float(np.abs(result.values).max(initial=0)) or 1.0
+    largest = float(np.nanmax(np.abs(result.values), initial=0)) or 1.0
     shape, (x, y) = font(36), place[:2]
-    for token, value in zip(result.tokens, result.values.tolist(), strict=True):
+    for token, value in zip(result.tokens, np.nan_to_num(result.values).tolist(), strict=True):
         text = _cut(_token(token), shape, 320)
         wide = shape.getlength(text) + 18
         if x + wide > place[2]:
@@ -214,9 +216,10 @@ def _mixed(colour: str, share: float) -> tuple[int, ...]:
 @figure.register
 def _(result: Graph, pen: PIL.ImageDraw.ImageDraw, place: Box) -> None:
     nodes = [Node.parse(each) for each in result.nodes]
-    strongest = np.argsort(-np.abs(result.weights), kind="stable")[:60].tolist()
+    values, weights = np.nan_to_num(result.values), np.nan_to_num(result.weights)
+    strongest = np.argsort(-np.abs(weights), kind="stable")[:60].tolist()
     kept = {int(each) for edge in strongest for each in result.edges[edge]}
-    kept |= set(np.argsort(-np.abs(result.values), kind="stable")[:24].tolist())
+    kept |= set(np.argsort(-np.abs(values), kind="stable")[:24].tolist())
     tokens = [_token(each) for each in result.tokens]
     layers = 1 + max((node.layer for node in nodes if node.layer is not None), default=0)
     left, bottom = place[0] + 70, place[3] - 40
@@ -240,16 +243,16 @@ def _(result: Graph, pen: PIL.ImageDraw.ImageDraw, place: Box) -> None:
         if wide > 26:
             x = left + (column + 0.5) * wide
             pen.text((x, bottom + 20), _cut(token, names, wide - 4), fill=INK, font=names, anchor="mm")
-    widest = float(np.abs(result.weights[strongest]).max(initial=0)) or 1.0
+    widest = float(np.abs(weights[strongest]).max(initial=0)) or 1.0
     for edge in strongest[::-1]:
         source, target = (spot(int(each)) for each in result.edges[edge])
-        weight = float(result.weights[edge])
+        weight = float(weights[edge])
         share = abs(weight) / widest
         colour = _mixed(FOR if weight >= 0 else AGAINST, 0.25 + 0.7 * share)
         pen.line((*source, *target), fill=colour, width=1 + round(6 * share))
-    largest = float(np.abs(result.values).max(initial=0)) or 1.0
+    largest = float(np.abs(values).max(initial=0)) or 1.0
     for at in kept:
-        (x, y), value = spot(at), float(result.values[at])
+        (x, y), value = spot(at), float(values[at])
         size = 6 + 11 * abs(value) / largest
         pen.ellipse(
             (x - size, y - size, x + size, y + size), fill=FOR if value >= 0 else AGAINST, outline=PAPER, width=2
@@ -317,7 +320,9 @@ def _(result: Curve, pen: PIL.ImageDraw.ImageDraw, place: Box) -> None:
     colours = ("#0072b2", "#9a9a96", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
     shown = [at for at, name in enumerate(result.series) if ", " not in name][: len(colours)]
     left, top, right, bottom = place[0] + 90, place[1] + 44, place[2], place[3] - 44
-    y = result.y[shown]
+    y = np.where(np.isfinite(result.y[shown]), result.y[shown], np.nan)
+    if not len(result.x) or np.isnan(y).all():
+        return
     low, high = float(np.nanmin(y)), float(np.nanmax(y))
     span, width = (high - low) or 1.0, float(result.x[-1] - result.x[0]) or 1.0
     for value in (low, high):
@@ -333,7 +338,7 @@ def _(result: Curve, pen: PIL.ImageDraw.ImageDraw, place: Box) -> None:
         points = [
             (left + float(a - result.x[0]) / width * (right - left), bottom - (float(b) - low) / span * (bottom - top))
             for a, b in zip(result.x, result.y[series], strict=True)
-            if b == b
+            if np.isfinite(b)
         ]
         pen.line(points, fill=colour, width=6, joint="curve")
         name = _cut(_shown(result.series[series]), font(26), 260)

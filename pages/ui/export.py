@@ -48,13 +48,16 @@ def page(
     )
     css = (components.FOLDER / "export.css").read_text()
     data = [_data("styles", {name: components.style(name) for name in used})]
+    # a number takes at least two characters: what can't fit is not written out to be counted
+    numbers = result.to_json() if sum(each.size for each in result.arrays().values()) <= MOST // 2 else ""
+    numbers = numbers if len(numbers) <= MOST else ""
     body = [
         _facts(experiment, title),
         *_figures(kept, data),
         *_explained(experiment),
-        *_taken(experiment, result, link),
+        *_taken(experiment, result, numbers, link),
     ]
-    if len(numbers := result.to_json()) <= MOST:
+    if numbers:
         data.append(_data("numbers", json.loads(numbers)))
     data.append(_data("experiment", json.loads(experiment.to_json())))
     return "\n".join((
@@ -170,7 +173,7 @@ def _explained(experiment: Experiment) -> list[str]:
     return [*out, f"<p>{paper}</p>", _folded("Cite (BibTeX)", method.paper.bibtex())]
 
 
-def _taken(experiment: Experiment, result: Result, link: str) -> list[str]:
+def _taken(experiment: Experiment, result: Result, numbers: str, link: str) -> list[str]:
     """The numbers, and how to have them again."""
     out = ["<h2>Its numbers, and how to have them again</h2>"]
     out += [f"<p>{html.escape(result.note)}</p>"] if result.note else []
@@ -179,7 +182,7 @@ def _taken(experiment: Experiment, result: Result, link: str) -> list[str]:
         out.append(f"<p>Residual {result.residual.value:.3g}: {meaning}.</p>")
     name = experiment.lens.method
     files = [f'<a data-file="experiment" download="{name}.experiment.json">The experiment as JSON</a>']
-    if len(result.to_json()) <= MOST:
+    if numbers:
         files.append(f'<a data-file="numbers" download="{name}.json">All numbers as JSON</a>')
     else:
         files.append(f"the numbers are over {MOST >> 20} MB: they are in the page's downloads")

@@ -302,6 +302,8 @@ def _strip(model: LanguageModel, sample: Prompt, page: FeaturePage | None) -> No
         },
         lambda value: look_at(model, int(value["at"])),
     )  # fmt: skip
+    if embedded():
+        return
     with st.popover("Another prompt", icon=":material/edit:", type="tertiary"):
         st.session_state["feature-prompt"] = sample.text
         st.text_area("Prompt", key="feature-prompt", height=80, on_change=_prompt, help="Ctrl+Enter to look.")

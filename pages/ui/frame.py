@@ -36,7 +36,7 @@ def page(title: str) -> Iterator[None]:
     if problem := st.session_state.get("problem"):
         banner.warning(problem.replace("$", "\\$"), icon=":material/info:")
     if embedded():
-        way_out.link_button("Open in Actiscope", share.live(), icon=":material/open_in_new:", type="tertiary")
+        way_out.link_button("Open in Actiscope", share.plain_link(), icon=":material/open_in_new:", type="tertiary")
     write_url()
     jobs.end()
 

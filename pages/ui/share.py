@@ -63,15 +63,18 @@ def link() -> None:
 
 def live() -> str:
     """The link to what is on the bench, with a few digits that tell whether its numbers are those seen here."""
-    place, found = urlsplit(st.context.url or ""), query()
     headline = headlined()
-    if headline is not None:
-        found["check"] = [check(*headline)]
+    return plain_link() + (f"&check={check(*headline)}" if headline else "")
+
+
+def plain_link() -> str:
+    """The link without these digits, which take a look at every number."""
+    place = urlsplit(st.context.url or "")
     folder, _, own = place.path.rpartition("/")
     page = page_of(METHODS[bench().lens.method])
     name = own or (Path(page).stem if page else "")
     origin = f"{place.scheme}://{place.netloc}" if place.netloc else ""
-    return f"{origin}{folder}/{name}?{urlencode(found, doseq=True)}"
+    return f"{origin}{folder}/{name}?{urlencode(query(), doseq=True)}"
 
 
 def base() -> str:
@@ -153,8 +156,13 @@ def picture(experiment: Experiment, result: Result, title: str) -> bytes:
 
 def _page_file(experiment: Experiment, result: Result) -> Any:
     """What makes the HTML file of this run of the page, once it is asked for."""
-    shown, url = components.shown(), live()
-    return lambda: export.page(*(shown.about or (experiment, result)), shown.parts, shown.title, url)
+    shown, link = components.shown(), plain_link()
+
+    def made() -> bytes:
+        about = shown.about or (experiment, result)
+        return export.page(*about, shown.parts, shown.title, f"{link}&check={check(*about)}")
+
+    return made
 
 
 def downloads(experiment: Experiment, result: Heatmap, photo: Any, look: Look, scale: float, key: str) -> None:
