@@ -19,6 +19,12 @@ from interp.samples import Contrast, Image, ImageSet, Prompt, PromptPair, Target
 from interp.sites import Site
 
 LINK_VERSION = "1"
+LONGEST = 2**18
+"""Characters of a link or of JSON that is looked at: more than a prompt of the longest takes when it is quoted."""
+INTERVENTIONS = 50
+"""So many at most in one experiment."""
+IMAGES = 256
+"""So many at most in a set that a link names."""
 Sample = Image | Prompt | PromptPair | Contrast | ImageSet | TextSet
 
 
@@ -69,6 +75,7 @@ class Call:
         Raises:
             Unsuitable: an unknown method or setting, or a value out of bounds.
         """
+        _check_length(text)
         name, brace, rest = text.partition("{")
         try:
             settings = {key: _unplain(value) for key, value in json.loads(brace + rest).items()} if brace else {}
@@ -100,6 +107,8 @@ class Experiment:
             raise Unsuitable(
                 f"An experiment looks at a sample (Image, Prompt ...), not at {type(self.sample).__name__}."
             )
+        if len(self.interventions) > INTERVENTIONS:
+            raise Unsuitable(f"An experiment has at most {INTERVENTIONS} interventions; take some of them out.")
         for call, kind in ((self.lens, "lens"), *((each, "intervention") for each in self.interventions)):
             if _method(call.method).kind != kind:
                 raise Unsuitable(f"{call.method} is a {_method(call.method).kind}, not a {kind}.")
@@ -179,6 +188,7 @@ class Experiment:
         Raises:
             Unsuitable: not an experiment, or from a version that can't be read. Missing: its upload is not here.
         """
+        _check_length(text)
         try:
             value = json.loads(text)
             _check_version(str(value["v"]))
@@ -210,6 +220,7 @@ class Experiment:
         Raises:
             Unsuitable: something in it is unknown or out of bounds. Missing: its upload or local model is not here.
         """
+        _check_length(url)
         query: dict[str, list[str]] = {}
         try:
             pairs = parse_qsl(urlsplit(url).query or url.lstrip("?"), keep_blank_values=True, max_num_fields=100)
@@ -280,6 +291,11 @@ def _samples_in(value: Any) -> list[Sample]:
     return [value] if isinstance(value, Sample) else []
 
 
+def _check_length(text: str) -> None:
+    if len(text) > LONGEST:
+        raise Unsuitable(f"This is longer than {LONGEST:,} characters, as no experiment is.")
+
+
 def _check_version(version: str) -> None:
     if version != LINK_VERSION:
         raise Unsuitable(f"This link is of version {version[:10]!r}; this Actiscope reads version {LINK_VERSION}.")
@@ -344,6 +360,8 @@ def _sample(kind: str, text: Any) -> Sample:
     try:
         parts = json.loads(text)
         if kind == "images":
+            if len(parts) > IMAGES:
+                raise Unsuitable(f"A link names at most {IMAGES} images.")
             return ImageSet(tuple(Image.refer(str(each)) for each in parts))
         return _SAMPLE_KINDS[kind](*(tuple(each) if isinstance(each, list) else each for each in parts))
     except (ValueError, TypeError, RecursionError) as problem:

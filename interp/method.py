@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 import re
 import reprlib
 import textwrap
@@ -17,10 +16,16 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from interp import Unsuitable, hooks, progress
+from interp import Unsuitable, hooks, progress, settings
 from interp.samples import Contrast, Image, ImageSet, Prompt, PromptPair, Target, TextSet
 from interp.sites import Site
 
+MANY = 2**14
+"""Numbers that a setting may be a list of: as many as the widest layers have neurons."""
+FEW = 256
+"""Members of any other list: sites, classes, texts."""
+LARGEST = 1e30
+"""Of a number without bounds of its own; float32 holds it, and its sums."""
 SAMPLES = (Image, Prompt, PromptPair, Contrast, ImageSet, TextSet)
 
 
@@ -320,6 +325,9 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
         if not isinstance(value, list | tuple | range):
             return _refuse(what, "a list", value)
         inner = get_args(base)
+        most = MANY if inner[0] in (int, float) or get_origin(inner[0]) is tuple else FEW
+        if len(value) > most:
+            raise Unsuitable(f"{what} is a list of at most {most:,}, not {len(value):,}.")
         if len(inner) == 2 and inner[1] is Ellipsis:
             inner = (inner[0],) * len(value)
         if len(inner) != len(value):
@@ -342,6 +350,8 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
         # lone surrogates, which JSON can carry, have no place in a hash, a file or a tokenizer
         if not isinstance(value, str) or value != value.encode(errors="replace").decode():
             return _refuse(what, "a text", value)
+        if len(value) > settings.SETTINGS.characters:
+            return _refuse(what, f"a text of at most {settings.SETTINGS.characters:,} characters", value)
         if value and any(isinstance(mark, SAEName) for mark in marks):
             from interp.sae import NAME  # imports this module's users
 
@@ -360,11 +370,11 @@ def canonical(hint: Any, value: Any, what: str) -> Any:
         try:
             number = int(value) if isinstance(value, Integral) else float(value)  # numpy's numbers too
             # torch's generators and indices take 64 bits
-            finite = math.isfinite(number) and (base is float or -(2**63) <= number < 2**63)
+            finite = abs(number) <= LARGEST if base is float else -(2**63) <= number < 2**63
         except OverflowError:  # an int beyond any float
             finite = False
         if not finite:
-            return _refuse(what, "a finite number", value)
+            return _refuse(what, "a finite number that is not too large", value)
         for mark in marks:
             if isinstance(mark, Range) and not mark.low <= number <= mark.high:
                 return _refuse(what, f"a number from {mark.low:g} to {mark.high:g}", value)

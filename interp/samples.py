@@ -78,7 +78,7 @@ class Image:
         """
         entry = gallery().get(name)
         if entry is None:
-            raise Missing(f"The gallery has no image called {name!r}; choose another or upload yours.")
+            raise Missing(f"The gallery has no image called {name[:60]!r}; choose another or upload yours.")
         return _from_gallery(name, entry["file"], entry.get("mask"))
 
     @cached_property
@@ -168,7 +168,8 @@ class Contrast:
     negative: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _check(*self.positive, *self.negative)
+        _check_texts(self.positive)
+        _check_texts(self.negative)
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,19 @@ class TextSet:
     texts: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _check(*self.texts)
+        _check_texts(self.texts)
 
 
 @lru_cache(1)
 def reference_texts() -> TextSet:
     """The embedded texts: what means are taken over and lenses are fitted on where nothing else is given."""
     return TextSet(tuple(json.loads(TEXTS.read_text())["texts"]))
+
+
+def _check_texts(texts: Any) -> None:
+    if not isinstance(texts, tuple):  # a text is a sequence of texts too
+        raise Unsuitable("Several texts are given as a list of texts.")
+    _check(*texts)
 
 
 def _check(*texts: Any) -> None:
@@ -317,7 +324,7 @@ def _jpeg(data: bytes) -> tuple[bytes, bytes]:
             kept.append(data[at:start])
         if marker == 0xE1 and not exif and data[start + 4 : start + 10] == b"Exif\0\0":
             exif = data[start + 4 : end]
-        if not 0xE0 <= marker <= 0xEF and marker != 0xFE or marker == 0xEE:
+        if (not 0xE0 <= marker <= 0xEF and marker != 0xFE) or marker == 0xEE:
             kept.append(data[start:end])
         scans += marker == 0xDA
         if scans > SCANS:
@@ -388,7 +395,7 @@ COMPRESSIONS = (1, 2, 3, 4, 5, 8, 32946, 32773)
 
 
 def _directory(data: bytes) -> dict[int, tuple[int, int, bytes]]:
-    """The first directory of a TIFF, which EXIF is too: (type, count, value as far as it stands there, little endian)."""
+    """The first directory of a TIFF, which EXIF is too: type, count and, little endian, what stands there of the value."""
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or len(data) < 16:
         return {}

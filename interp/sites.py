@@ -47,7 +47,8 @@ class Site:
             good = known and self.path is None and _number(self.layer)
             good = good and (self.head is None or (self.kind in (*HEADED, *ROTARY) and _number(self.head)))
         if not good:
-            raise Unsuitable(f"There is no site {self.kind!r} with {self.layer=}, {self.head=}, {self.path=}.")
+            path = None if self.path is None else self.path[:40]
+            raise Unsuitable(f"There is no site {str(self.kind)[:40]!r} with {self.layer=}, {self.head=}, {path=}.")
 
     def __str__(self) -> str:
         if self.kind == "module":
@@ -76,7 +77,7 @@ class Site:
         if match := re.fullmatch(r"([a-z_]+)(?:\.([0-9]{1,4}))?(?:\.([0-9]{1,5}))?", text):
             kind, layer, head = match.groups()
             return Site(kind, None if layer is None else int(layer), None if head is None else int(head))
-        raise Unsuitable(f"{text!r} names no site; write for example resid_post.3, z.3.5, stage.2 or module:PATH.")
+        raise Unsuitable(f"{text[:40]!r} names no site; write for example resid_post.3, z.3.5, stage.2 or module:PATH.")
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,6 @@ def uploader(key: str, label: str = "Your photo") -> None:
         type=["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"],
         key=key,
         on_change=arrived,
-        help=f"Up to {limits.upload_bytes / 2**20:.3g} MB and {limits.pixels / 1e6:.3g} megapixels. Turned upright, scaled to "
-        "at most 1536 px, and not kept unless you ask for a link to it.",
+        help=f"Up to {limits.upload_bytes / 2**20:.3g} MB and {limits.pixels / 1e6:.3g} megapixels. Turned upright, "
+        "scaled to at most 1536 px, and not kept unless you ask for a link to it.",
     )
