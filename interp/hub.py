@@ -18,7 +18,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -449,8 +449,8 @@ def _stream(url: str, headers: dict[str, str], part: Path, file: File, done: lis
     from huggingface_hub.errors import HTTPError
 
     tries, before, pace = 0, done[0], [time.monotonic(), _size(part) or 0]
-    while (have := _size(part)) != file.size:
-        if have and have > file.size:
+    while (here := _size(part)) != file.size:
+        if here and here > file.size:
             part.unlink()
         done[0] = before + (_size(part) or 0)
         problem: Exception | None = None
@@ -469,7 +469,7 @@ def _stream(url: str, headers: dict[str, str], part: Path, file: File, done: lis
                 raise
             elif status is None:
                 problem = None
-        tries = 0 if (_size(part) or 0) > (have or 0) else tries + 1
+        tries = 0 if (_size(part) or 0) > (here or 0) else tries + 1
         if tries > RETRIES:
             raise problem or _Odd("its download broke off; ask again to go on.")
         stop.wait(0.2 * tries)
@@ -649,9 +649,8 @@ def _drop(path: Path, found: Listing) -> None:
 
     with suppress(CacheNotFound, OSError):
         scan = scan_cache_dir(_cache())
-        revisions = [each for repo in scan.repos if repo.repo_id == found.repository for each in repo.revisions]
-        if any(each.commit_hash == found.commit for each in revisions):
-            scan.delete_revisions(found.commit).execute()
+        mine = frozenset(each for each in scan.repos if each.repo_path == _folder(found.repository))  # not a copy of it
+        replace(scan, repos=mine).delete_revisions(found.commit).execute()
     path.unlink(missing_ok=True)
 
 

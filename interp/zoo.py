@@ -378,9 +378,9 @@ def _json(path: Path, shown: str) -> dict[str, Any]:
     try:
         read = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as problem:
-        raise Unsuitable(f"The configuration of {shown} can't be read: {_first_line(problem)}") from None
+        raise Unsuitable(f"The configuration of {shown} can't be read ({_first_line(problem)}).") from None
     if not isinstance(read, dict):
-        raise Unsuitable(f"The configuration of {shown} can't be read: {path.name} holds no JSON object.")
+        raise Unsuitable(f"The configuration of {shown} can't be read ({path.name} holds no JSON object).")
     return read
 
 
@@ -465,7 +465,7 @@ def _load(name: str | Path, device: str | None, dtype: torch.dtype | None) -> Vi
         try:
             config = AutoConfig.from_pretrained(source, **options)
         except PROBLEMS as problem:
-            raise Unsuitable(f"The configuration of {shown} can't be read: {_first_line(problem)}") from None
+            raise Unsuitable(f"The configuration of {shown} can't be read ({_first_line(problem)}).") from None
         vision = config.model_type in VISION
         heads = {"vision": AutoModelForImageClassification, "language": AutoModelForCausalLM}
         try:
@@ -474,7 +474,7 @@ def _load(name: str | Path, device: str | None, dtype: torch.dtype | None) -> Vi
                 source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
         except PROBLEMS as problem:
-            raise Unsuitable(f"The weights of {shown} can't be read: {_first_line(problem)}") from None
+            raise Unsuitable(f"The weights of {shown} can't be read ({_first_line(problem)}).") from None
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
             raise Unsuitable(

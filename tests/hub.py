@@ -43,7 +43,8 @@ class Ill:
     """Seconds before each 2 KB."""
     flip: bool = False
     more: bytes = b""
-    length: int | None = None
+    length: list[int] = field(default_factory=list)
+    """What the next answers say that they are long, which they are not."""
     whole: bool = False
     """Answers with all of a file, whatever range is asked for."""
 
@@ -171,17 +172,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             data = bytes([data[0] ^ 1]) + data[1:]
         if found and not ill.whole:
             data, status = data[int(found[1]) : int(found[2]) + 1 if found[2] else None], 206
-        length = len(data + ill.more) if ill.length is None else ill.length
+        length = ill.length.pop(0) if ill.length and not head else len(data + ill.more)
         cut = ill.cut.pop(0) if ill.cut and not head else None
         stall = ill.stall.pop(0) if ill.stall and not head else None
         if cut is None and stall is None and not ill.pause:
             return self.answer(status, data + ill.more, headers, head, length)
         self.answer(status, b"", headers, True, length)
-        step = 2048
-        for at in range(0, min(len(data), cut or stall or len(data)), step):
+        step, end = 2048, min([each for each in (cut, stall) if each is not None], default=len(data))
+        for at in range(0, min(len(data), end), step):
             time.sleep(ill.pause)
             try:
-                self.wfile.write(data[at : min(at + step, cut or stall or len(data))])
+                self.wfile.write(data[at : min(at + step, end)])
             except OSError:
                 self.hub.asked.append(("gone", {}))
                 break

@@ -648,7 +648,8 @@ def test_loaded_ones_are_kept_up_to_a_size(tmp_path: Path, monkeypatch: pytest.M
 
 def test_reading_does_not_import_saelens(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from types import SimpleNamespace as N; from interp import sae, sae_hub; "
+        "import sys; from pathlib import Path; from types import SimpleNamespace as N; "
+        "from interp import sae, sae_hub; "
         f"sae.read(Path({str(folder)!r})); found = sae_hub.releases(N(name='gpt2', config=N())); "
         "print(len(found) < 100 or any(each.startswith(('sae_lens', 'transformer_lens')) for each in sys.modules))"
     )
