@@ -126,7 +126,7 @@ def keep(
     kept = storage.shared()
     for data in parts.values():
         store.keep_blob(data)
-    if preview is not None and not (kept.get(_preview(name)) == preview and kept.use(_preview(name))):
+    if preview and not (kept.get(_preview(name)) == preview and kept.use(_preview(name))):
         kept.put(_preview(name), preview)
     # last, so that what has an id is whole
     if _parsed(name, kept.get(_place(name))) is None or not kept.use(_place(name)):

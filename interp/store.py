@@ -180,7 +180,7 @@ def used(path: Path) -> float:
 
 def _beside(path: Path) -> Path | None:
     """The empty file whose time is that of the last use; None for what is of the shelf."""
-    return folder() / "used" / path.parent.name / path.name if folder() in path.parents else None
+    return folder() / "used" / path.parent.name / path.stem if folder() in path.parents else None
 
 
 def kept_arrays(kind: str, shelf: Path) -> list[tuple[Path, str]]:
