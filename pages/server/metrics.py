@@ -91,6 +91,12 @@ def closed(seconds: float) -> None:
     observe("session", seconds)
 
 
+def imported(name: str) -> Any:
+    """A module that somebody has needed by now, all of it; None otherwise, or while it is being imported."""
+    module = sys.modules.get(name)
+    return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
+
+
 async def answer(request: Request) -> Response:
     """`/metrics`: for this machine and its private network, or for whoever has the token."""
     token, said = settings.SETTINGS.metrics_token, request.headers.get("authorization", "")
@@ -137,7 +143,7 @@ class Families:
 
 def _of_others(counts: Counter[Any], gauges: dict[str, float]) -> None:
     """Add what other modules count, of those that somebody has needed yet: asking imports nothing."""
-    if jobs := sys.modules.get("pages.ui.jobs"):
+    if jobs := imported("pages.ui.jobs"):
         for name, value in jobs.counts().items():
             first, _, rest = name.partition("_")
             if name in HELP:
@@ -148,9 +154,9 @@ def _of_others(counts: Counter[Any], gauges: dict[str, float]) -> None:
                 counts["results_asked", (("found", name),)] += value
             else:
                 counts["runs", (("outcome", name),)] += value
-    if zoo := sys.modules.get("interp.zoo"):
+    if zoo := imported("interp.zoo"):
         sizes = zoo.in_memory()
         gauges |= {"models": len(sizes), "model_bytes": sum(sizes.values())}
-    if storage := sys.modules.get("interp.storage"):
+    if storage := imported("interp.storage"):
         for why, value in storage.counts.items():
             counts["store", (("what", why),)] += value

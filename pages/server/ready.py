@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from streamlit.url_util import make_url_path
 
 from interp import settings
 from pages.server import logs
+from pages.server.metrics import imported
 
 VISITED = ("", "heatmaps", "pixels", "prompts", "circuits", "features", "transport", "steering", "methods", "models")
 """Pages that are run once before the first visitor comes."""
@@ -67,7 +67,7 @@ async def reasons() -> list[str]:
         why.append("closing")
     if store := await _store_says():
         why.append(store)
-    memory = sys.modules.get("interp.memory")
+    memory = imported("interp.memory")
     if memory is not None and memory.refusing():
         why.append("short of memory")
     return why
@@ -181,7 +181,7 @@ async def visit(app: Callable[..., Awaitable[None]], page: str) -> None:
 
 def _busy() -> bool:
     """Whether work is under way, or waits."""
-    jobs = sys.modules.get("pages.ui.jobs")
+    jobs = imported("pages.ui.jobs")
     counts = jobs.counts() if jobs is not None else {}
     return bool(counts.get("running", 0) + counts.get("waiting", 0))
 
@@ -223,7 +223,7 @@ def _end_gently(server: Any) -> None:
 
     async def wait(number: int) -> None:
         drain = settings.SETTINGS.drain
-        jobs = sys.modules.get("pages.ui.jobs")
+        jobs = imported("pages.ui.jobs")
         notice = asyncio.create_task(asyncio.sleep(min(NOTICE, drain)))
         if jobs is not None:
             await asyncio.to_thread(jobs.close, seconds=drain)

@@ -118,6 +118,14 @@ def test_counts_of_many_threads_are_all_there() -> None:
     assert metrics._counts[key] - before == 8000
 
 
+def test_a_module_that_is_half_imported_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = types.SimpleNamespace(__spec__=types.SimpleNamespace(_initializing=True))
+    for name in ("pages.ui.jobs", "interp.memory", "interp.zoo", "interp.storage"):
+        monkeypatch.setitem(sys.modules, name, half)
+    assert generate_latest(metrics.Families()) and not ready._busy()
+    assert metrics.imported("json") is json and metrics.imported("no.such.module") is None
+
+
 def test_who_may_frame_this_is_what_the_settings_say() -> None:
     assert headers.policy("*").endswith("frame-ancestors *")
     assert headers.policy("none").endswith("frame-ancestors 'none'")
