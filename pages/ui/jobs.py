@@ -30,7 +30,7 @@ from interp.results import Result, Text
 from interp.samples import Contrast, ImageSet, Prompt, PromptPair, TextSet
 from pages.server import address, logs, metrics
 
-KEEP = 600
+KEEP = 5000
 """How many results stay in memory."""
 QUICK = 0.7
 """Seconds up to which an experiment runs while the page waits."""
@@ -258,14 +258,15 @@ def later(experiment: Experiment | Fit) -> Result | Job:
         _count("hits")
         return found
     key, visitor, payer = key_of(experiment), _visitor(), _payer()
-    job = _wanted(key, visitor, payer)
-    if job is not None:
+    if (job := _wanted(key, visitor, payer)) is not None:
         return job
     cost = estimate(experiment)
     with turn():
         _refuse_large(experiment)
     with _lock:
         job = _wanted(key, visitor, payer)
+        if job is None and key in _results:  # it has just ended
+            return _results[key][0]
         if job is None:
             _forget()
             job = Job(experiment=experiment, key=key, cost=cost)
