@@ -395,7 +395,7 @@ COMPRESSIONS = (1, 2, 3, 4, 5, 8, 32946, 32773)
 
 
 def _directory(data: bytes) -> dict[int, tuple[int, int, bytes]]:
-    """The first directory of a TIFF, which EXIF is too: type, count and, little endian, what stands there of the value."""
+    """The first directory of a TIFF, which EXIF is too: type, count and, little endian, the value that stands there."""
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or len(data) < 16:
         return {}
