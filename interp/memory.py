@@ -33,6 +33,9 @@ AGAIN = (10.0, 10.0, 5.0)
 EVERY = 0.5
 """Seconds between two looks."""
 
+BESIDE = 2**23
+"""Bytes that a run takes beside its activations: results, weights in another form."""
+
 _log = logging.getLogger("actiscope")
 Drop = Callable[[], object]
 
@@ -201,34 +204,35 @@ class _Sum(TorchDispatchMode):
         return out
 
 
-def made(model: Model) -> tuple[float, float]:
-    """Bytes that one forward makes in all its operations, and for how many tokens that was (1 for images)."""
+def made(model: Model) -> tuple[float, float, float]:
+    """Bytes that one forward makes in all its operations, for how many tokens that was (1 for images), its input's."""
     with hooks.alone():
-        found: tuple[float, float] = model.cached("bytes made", lambda: _made(model))
+        found: tuple[float, float, float] = model.cached("bytes made", lambda: _made(model))
     return found
 
 
-def _made(model: Model) -> tuple[float, float]:
+def _made(model: Model) -> tuple[float, float, float]:
     sample = model._random_input()
     with torch.no_grad(), _Sum() as total:
         model(sample)
-    return total.bytes, sample.shape[1] if isinstance(model, LanguageModel) else 1
+    return total.bytes, sample.shape[1] if isinstance(model, LanguageModel) else 1, sample.nbytes
 
 
 def needed(model: Model, method: Method, sample: Any, forwards: float, backwards: float) -> float:
     """Bytes that a run will take at most, about: those of one batch of examples.
 
     A batch is as large as BATCH in the method's file says. For gradients everything that a forward makes is kept;
-    without, an operation's inputs and output, which are taken for a fourth of it at most.
+    without, an operation's inputs and output, which are taken for a fourth of it at most, or eight times the image.
     """
-    forward, tokens = made(model)
+    forward, tokens, given = made(model)
     rows = max(1.0, min(forwards, getattr(sys.modules[method.function.__module__], "BATCH", 8)))
     if isinstance(model, LanguageModel):
         length = min(_length(sample), model.limit)
         # attention's patterns, scores and their softmax grow with the square
         squares = 3 * 4 * model.layers * (model.parts.heads or 1) * length**2
         forward = forward / tokens * length + squares
-    return rows * forward * (1.5 if backwards else 0.25) + forward
+    plain, kept = rows * max(forward / 4, 8 * given), min(rows, 2 * backwards) * 1.5 * forward
+    return BESIDE + max(plain, kept) + forward
 
 
 def _length(sample: Any) -> int:

@@ -299,13 +299,13 @@ class Queue:
             if limits.visitor_waiting and own >= limits.visitor_waiting:
                 raise self._full(
                     "share",
-                    f"{own} long runs of yours wait already, as many as one visitor may have here; "
+                    f"You have {own} long run{'s'[: own != 1]} waiting, as many as one visitor may have here; "
                     f"try again in {spoken(self._next(now, visitor))}. Nothing is lost.",
                 )
             if limits.waiting and len(self._waiting) >= limits.waiting:
                 raise self._full(
                     "queue",
-                    f"The queue is full, with {len(self._waiting)} long runs; "
+                    f"The queue is full: {len(self._waiting)} long run{'s wait' if len(self._waiting) > 1 else ' waits'}; "
                     f"try again in {spoken(self._next(now))}. Nothing is lost.",
                 )
             self._number += 1
@@ -410,6 +410,7 @@ class Queue:
                 _log.exception("A long run failed.")
             finally:
                 self._ended(run)
+                run = None  # an idle worker holds nothing
 
     def _take(self) -> Run | None:
         """The run that goes first; None where a worker has been idle for long or is one too many."""

@@ -130,7 +130,7 @@ def test_shares_of_visitors_who_always_want_more_become_equal(world: World) -> N
         for _ in range(2):
             world.ask(name, name, size, then=lambda name=name: again(name))
     world.go()
-    assert max(spent.values()) < 1.2 * min(spent.values()), spent
+    assert max(spent.values()) < 1.35 * min(spent.values()), spent
 
 
 def test_nobody_waits_for_ever_behind_newcomers(world: World) -> None:
@@ -208,10 +208,10 @@ def test_a_full_queue_says_when_to_try_again(world: World, limits: Any) -> None:
     world.hold()
     world.ask("one", takes=40)
     world.ask("one", takes=40)
-    with pytest.raises(Full, match=r"2 long runs of yours wait .* try again in .* Nothing is lost") as share:
+    with pytest.raises(Full, match=r"You have 2 long runs waiting, .* try again in .* Nothing is lost") as share:
         world.ask("one")
     world.ask("two", takes=40)
-    with pytest.raises(Full, match=r"The queue is full, with 3 .* Nothing is lost") as full:
+    with pytest.raises(Full, match=r"The queue is full: 3 .* Nothing is lost") as full:
         world.ask("three")
     assert (share.value.reason, full.value.reason) == ("share", "queue")
     assert world.queue.counts["refused_share"] == world.queue.counts["refused_queue"] == 1

@@ -104,17 +104,16 @@ class Job(Run):
             _keep(self.experiment, result, self._taken())
             outcome = "done"
         except Cancelled as reason:
-            self.error = self.reason if self.cancel.is_set() else str(reason)
             outcome = "stopped" if self.reason else "cancelled" if self.cancel.is_set() else "deadline"
             self.again = bool(self.reason)
+            self.error = self.reason if self.cancel.is_set() else str(reason)
             self.cancel.set()
         except Unsuitable as reason:
-            self.error, outcome, self.again = str(reason), "unsuitable", isinstance(reason, Full)
+            self.again, self.error, outcome = isinstance(reason, Full), str(reason), "unsuitable"
         except (Exception, MemoryError) as error:
             metrics.count("errors", where="job", type=type(error).__name__)
             _log.exception("A job failed: %s", self.experiment.digest)
-            self.error = "This failed through a fault of Actiscope's; the log has the details."
-            self.again = True
+            self.again, self.error = True, "This failed through a fault of Actiscope's; the log has the details."
         finally:
             metrics.observe("computing", _queue.clock() - self.since, kind="heavy")
             logs.job(self.experiment, outcome, _queue.clock() - self.since)
@@ -127,7 +126,7 @@ class Job(Run):
         return _queue.clock() - (self.started or 0.0) - self.napped
 
     def dropped(self) -> None:
-        self.error, self.again = self.reason, True
+        self.again, self.error = True, self.reason
         if not self.error and _jobs.get(self.key) is self:
             del _jobs[self.key]
 
