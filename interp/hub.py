@@ -654,9 +654,9 @@ def _drop(path: Path, found: Listing) -> None:
     path.unlink(missing_ok=True)
 
 
-def busy(name: str, used: float) -> bool:
-    """Whether something kept is being loaded or in memory, here or lately elsewhere."""
-    return bool(_using[name]) or time.time() - used < BUSY or any(name in held() for held in HELD)
+def in_use(name: str) -> bool:
+    """Whether something kept is being fetched here, or in memory."""
+    return bool(_using[name]) or any(name in held() for held in HELD)
 
 
 def make_room(bytes: int, what: str) -> None:
@@ -676,7 +676,7 @@ def make_room(bytes: int, what: str) -> None:
     for each in here:
         if shutil.disk_usage(cache).free >= bytes + SPARE and (not limit or total + bytes <= limit):
             break
-        if not busy(each.name, each.used):
+        if time.time() - each.used >= BUSY and not in_use(each.name):
             each.drop()
             total -= each.bytes
     if limit and total + bytes > limit:

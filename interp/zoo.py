@@ -191,6 +191,15 @@ def pin(name: str, anew: bool = False) -> str:
         return full
 
 
+def is_folder(name: str) -> bool:
+    """Whether a name is of the shelf, or stands for a folder that `load` would look into.
+
+    Raises:
+        Unsuitable, Missing: it stands for nothing.
+    """
+    return _find(name) is not None
+
+
 def here(name: str) -> bool:
     """Whether `load` needs no download: on the shelf, in a folder, in memory, or a whole copy on this disk."""
     if _find(name) is not None:

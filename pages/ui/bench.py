@@ -208,7 +208,9 @@ def _followed(now: Bench, other: Bench) -> Bench:
     st.session_state["brought"] = brought
     try:
         served = kind_of(other) is FeaturePage or isinstance(now.sample, Prompt | PromptPair)
-        if not served or (kind_of(other) is not Direction and not sae.available(zoo.load(now.model))):
+        if not served or not zoo.here(now.model):
+            return other
+        if kind_of(other) is not Direction and not sae.available(zoo.load(now.model)):
             return other
     except Unsuitable:
         return other
@@ -240,7 +242,11 @@ def take_along(kind: type, lens: str = "") -> None:
 
 def load(kind: type[M]) -> M | None:
     """The model on the bench, or None and a sentence why it can't be had, or can't be used here."""
+    from pages.ui import downloads
+
     try:
+        if downloads.needed(bench().model):
+            return None
         model = zoo.load(bench().model)
     except Unsuitable as problem:
         st.warning(str(problem), icon=":material/info:")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
 import re
+import time
 from typing import Any
 
 import streamlit as st
 
-from interp import Unsuitable, settings, zoo
+from interp import Unsuitable, hub, settings, zoo
 from interp.catalogue import cost_text, families
 from interp.method import Method
 from interp.methods import METHODS
 from interp.model import LanguageModel
 from interp.results import FeatureList, FeaturePage, Graph, Heatmap, TokenGrid
 from interp.samples import Image, Prompt
-from pages.ui import components, jobs, share, show
+from pages.ui import components, downloads, jobs, share, show
 from pages.ui.bar import choose_lens, opening
 from pages.ui.bench import (
     OWN,
@@ -136,22 +137,10 @@ def _card(key: str, selected: bool) -> dict[str, Any]:
 
 
 def models() -> None:
-    """The shelf with its cards, and loading one's own."""
+    """The shelf with its cards, bringing one's own, and what is in memory and on the disk."""
     shelf = zoo.shelf()
     st.write("The embedded models, each with an honest card; or bring your own.")
-    with st.container(border=True):
-        st.markdown("##### Bring your own")
-        st.text_input(
-            "Hugging Face id"
-            if settings.SETTINGS.hosted
-            else "Hugging Face id, or a folder written by save_pretrained",
-            key="own",
-            placeholder="microsoft/resnet-18",
-            help=f"Safetensors only, at most {settings.SETTINGS.model_bytes / 2**30:.0f} GB. "
-            f"Families: {', '.join((*zoo.VISION, *zoo.LANGUAGE))}.",
-        )
-        if st.button("Load", icon=":material/download:", disabled=not st.session_state.get("own")):
-            _load_own(st.session_state["own"].strip())
+    _bring()
     for name, config in shelf.items():
         current = " · on the bench" if name == bench().model else ""
         with st.expander(
@@ -161,6 +150,78 @@ def models() -> None:
             if name != bench().model and st.button("Use it", key=f"use:{name}", icon=":material/visibility:"):
                 _load_own(name)
             st.markdown(_under_a_title(config["card"]))
+
+    _here()
+
+
+def _bring() -> None:
+    """Any model of the hub by its id, or what this server offers; on one's own machine a folder too."""
+    hosted, offered = settings.SETTINGS.hosted, hub.offered()
+    if offered == []:
+        return
+    with st.container(border=True, key="bring"):
+        st.markdown("##### Bring your own" if offered is None else "##### From Hugging Face")
+        if offered is not None:
+            name = st.selectbox("What this server offers", offered, index=None, key="own-offered",
+                                placeholder="choose a model")  # fmt: skip
+        else:
+            limit = settings.SETTINGS.model_bytes
+            st.text_input(
+                "Hugging Face id" if hosted else "Hugging Face id, or a folder written by save_pretrained",
+                key="own", placeholder="microsoft/resnet-18, or owner/name@revision",
+                help=f"Safetensors only{f', at most {hub.said(limit)}' if limit else ''}. "
+                f"Families: {', '.join((*zoo.VISION, *zoo.LANGUAGE))}.",
+            )  # fmt: skip
+            if st.button("Look it up", icon=":material/search:", disabled=not st.session_state.get("own")):
+                st.session_state["own-wanted"] = st.session_state["own"].strip()
+                st.session_state.pop("looked", None)
+                with contextlib.suppress(Unsuitable):  # said below
+                    zoo.pin(st.session_state["own-wanted"], anew=True)
+            name = st.session_state.get("own-wanted")
+        if not name:
+            return
+        try:
+            if zoo.is_folder(name):
+                _load_own(name)
+            else:
+                downloads.offer(name, lambda card: _load_own(card.name))
+        except Unsuitable as problem:
+            st.warning(show.plain(str(problem)), icon=":material/info:")
+            st.session_state.pop("looked", None)
+
+
+def _here() -> None:
+    """What is loaded, and what was downloaded, with sizes."""
+    loaded, kept = zoo.in_memory(), hub.kept()
+    if not loaded and not kept:
+        return
+    st.markdown("##### On this machine")
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.caption(f"In memory: {hub.said(sum(loaded.values()))}. The models used last stay.")
+        for name, size in reversed(loaded.items()):
+            st.markdown(f"{show.plain(_named(name))} · {hub.said(size)}")
+    with right:
+        st.caption(f"Downloaded, on the disk: {hub.said(sum(each.bytes for each in kept))}."
+                   + (" The longest unused make room for others." if kept else ""))  # fmt: skip
+        for each in reversed(kept):
+            days = (time.time() - each.used) / 86400
+            used = "today" if days < 1 else f"{days:.0f} days ago"
+            with st.container(horizontal=True, vertical_alignment="center", key=f"kept:{each.name}"):
+                st.markdown(f"{show.plain(_named(each.name))} · {hub.said(each.bytes)} · used {used}")
+                if not settings.SETTINGS.hosted:
+                    busy = hub.in_use(each.name)
+                    words = "In memory: open other models first" if busy else "Delete it from the disk"
+                    if st.button(" ", key=f"delete:{each.name}", icon=":material/delete:", disabled=busy, help=words,
+                                 type="tertiary"):  # fmt: skip
+                        each.drop()
+                        st.rerun()
+
+
+def _named(name: str) -> str:
+    """A model's name, short: a folder by its own, a commit by its beginning."""
+    place, at, commit = name.partition("@")
+    return f"{place}@{commit[:8]}" if at else name.rstrip("/").split("/")[-1] if name.startswith("/") else name
 
 
 def _size(config: dict[str, Any]) -> str:
@@ -176,17 +237,11 @@ def _under_a_title(card: str) -> str:
 
 
 def _load_own(name: str) -> None:
-    if (
-        settings.SETTINGS.hosted
-        and name not in zoo.shelf()
-        and ("\\" in name or name.startswith((".", "/", "~")) or os.path.isdir(name))
-    ):
-        st.warning("On this server models are loaded by their Hugging Face id.", icon=":material/info:")
-        return
+    st.session_state.pop("own-wanted", None)
     try:
-        with st.spinner(f"Loading {name.replace('_', ' ')}"):
+        with st.spinner(f"Loading {show.plain(_named(name))}"):
             use_model(name)
     except Unsuitable as problem:
-        st.warning(str(problem), icon=":material/info:")
+        st.warning(show.plain(str(problem)), icon=":material/info:")
         return
     st.switch_page("pages/prompts.py" if isinstance(bench().sample, Prompt) else "pages/heatmaps.py")
