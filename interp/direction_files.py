@@ -134,7 +134,7 @@ def _of_gguf(data: bytes, model: LanguageModel) -> Direction:
             found, name=str(about["name"])[:80], method=str(about["method"])[:80], model_name=str(about["model"]),
             model_digest=str(about["model_digest"]), facts=facts, about=dict(about["about"]),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise Unsuitable("What this file says of its direction is damaged; export it again.") from None
 
 

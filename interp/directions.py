@@ -181,7 +181,9 @@ def read(path: Path, key: str = "") -> Direction:
                 layers, vectors, facts, dict(about["about"]), key,
             )
         )  # fmt: skip
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as problem:
+    except (
+        SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+    ) as problem:  # fmt: skip
         if isinstance(problem, Unsuitable):
             raise
         raise Unsuitable(f"{path.name} holds no direction of Actiscope's, or is damaged.") from None

@@ -48,7 +48,9 @@ class Texts:
                 lines = (line.strip() for line in file)
                 for number, line in enumerate(line for line in lines if line):
                     yield number, _text_of(json.loads(line)) if self.data.suffix == ".jsonl" else line
-        except (UnicodeDecodeError, json.JSONDecodeError):
+        except (ValueError, RecursionError) as problem:  # a number of too many digits is a ValueError
+            if isinstance(problem, Unsuitable):
+                raise
             raise Unsuitable(f"{self.data.name} is no UTF-8 text with a document in each line.") from None
 
     def groups(self) -> Iterator[list[tuple[int, str]]]:
