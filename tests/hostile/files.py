@@ -150,9 +150,23 @@ NUMBERS = {
     "good": Curve(np.zeros(3), np.zeros((1, 3)), ("a",)).to_npz(),
 }  # fmt: skip
 
+_EXPERIMENT = '{"interventions":[],"lens":{"method":"logit_lens","settings":{},"version":1},"model":"stories","prompt":"a","v":"1"}'
+SNAPSHOT: dict[str, Any] = {
+    "v": 1, "experiment": _EXPERIMENT, "view": {}, "title": "", "weights": "", "numbers": "", "kind": "TokenGrid", "places": {}, "parts": [],
+}  # fmt: skip
+SNAPSHOTS: dict[str, dict[str, Any]] = {
+    "good": {}, "version 2": {"v": 2}, "version of a list": {"v": []}, "no experiment": {"experiment": ""}, "experiment of a list": {"experiment": []}, "experiment that nests": {"experiment": "[" * 50_000},
+    "experiment of a path": {"experiment": _EXPERIMENT.replace("stories", "/etc")}, "experiment of an upload": {"experiment": _EXPERIMENT.replace('"prompt":"a"', '"image":"sha256:../x"')},
+    "view of a list": {"view": []}, "view of numbers": {"view": {"a": [1]}}, "view of markup": {"view": {"second": ["<img src=x>"]}}, "view of many": {"view": {f"k{n}": ["x"] for n in range(3000)}},
+    "title of a list": {"title": [1]}, "title of a kilobyte": {"title": "x" * 1000}, "title of markup": {"title": "<script>alert(1)</script>"}, "places of a path": {"places": {"../../x": "0" * 64}},
+    "places of absolute": {"places": {"/tmp/actiscope-escaped": "0" * 64}}, "places outside": {"places": {"directions/../../x.safetensors": "0" * 64}}, "a place that is not there": {"places": {f"directions/{'0' * 64}.safetensors": "0" * 64}},
+    "places of a list": {"places": ["a"]}, "places without digests": {"places": {f"directions/{'0' * 64}.safetensors": "x"}}, "parts of a path": {"parts": ["../../etc/passwd"]}, "parts of numbers": {"parts": [1]},
+    "numbers of a path": {"numbers": "../x"}, "numbers elsewhere": {"numbers": "0" * 64}, "kind of a list": {"kind": []}, "kind of dunder": {"kind": "__class__"}, "weights of others": {"weights": "x" * 9999},
+}  # fmt: skip
+
 TEXTS = {
     "nothing": b"", "blank": b"\n\n\n \n", "no utf-8": b"\xff\xfe\x00a\n", "NUL": b"a\x00b\n", "surrogates": b'"\\ud800"\n', "bare surrogates": b"\xed\xa0\x80\n", "nest": b"[" * 100_000 + b"\n", "digits": b"9" * 10_000 + b"\n",
-    "objects": b'{"text": 5}\n', "lists": b'["a"]\n', "null": b"null\n", "one line of 9 MB": b'"' + b"a " * 4_500_000 + b'"\n', "a million lines": b'"a"\n' * 1_000_000, "infinity": b"1e999\n", "cut off": b'{"text": "a',
+    "objects": b'{"text": 5}\n', "lists": b'["a"]\n', "null": b"null\n", "one line of 9 MB": b'"' + b"a " * 4_500_000 + b'"\n', "hundred thousand lines": b'"a"\n' * 100_000, "infinity": b"1e999\n", "cut off": b'{"text": "a',
     "keys twice": b'{"text": 1, "text": "a"}\n', "markup": b'"<script>alert(1)</script>"\n', "a gzip": zlib.compress(bytes(10_000)), "a pickle": PICKLE, "line ends of all kinds": "\"a\"\u2028\"b\"\x0b\x0c\r\n".encode(),
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""How each kind of hostile thing is read, and a run of all of them under an audit hook: `python -m tests.hostile.reads`."""
+"""How each kind of hostile thing is read, and a run of all under an audit hook: `python -m tests.hostile.reads`."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from interp import Unsuitable, direction_files, sae, store, zoo
-from interp.experiment import Experiment
+from interp import Unsuitable, direction_files, sae, snapshot, storage, store, zoo
+from interp.experiment import Call, Experiment
 from interp.samples import Image, Prompt
 from interp.texts import Texts
 from pages.ui import labels
@@ -32,9 +33,13 @@ def _texts(data: bytes) -> None:
 
 
 def _numbers(data: bytes) -> None:
-    digest = "0" * 64
-    store._write(store._path("numbers", digest), data)
-    store.numbers(digest)
+    store.unpacked(data, 64 * 2**20)
+
+
+def _snapshot(change: dict[str, Any]) -> None:
+    name, data = snapshot._written({**files.SNAPSHOT, **change}, {"forwards": 1, "backwards": 1, "version": "1"})
+    storage.shared().put(snapshot._place(name), data)
+    snapshot.read(name)
 
 
 def _spec(text: str) -> None:
@@ -68,6 +73,19 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"sae/{name}", lambda f=folder: sae.keep_files(f)  # type: ignore[misc]
     for name, data in files.NUMBERS.items():
         yield f"numbers/{name}", lambda d=data: _numbers(d)  # type: ignore[misc]
+    for name, change in files.SNAPSHOTS.items():
+        yield f"snapshot/{name}", lambda c=change: _snapshot(c)  # type: ignore[misc]
+    for name in (
+        "",
+        "../../etc/passwd",
+        "a" * 20,
+        "A" * 20,
+        "é" * 20,
+        "a" * 10**6,
+        "\x00" * 20,
+        "aaaaaaaaaaaaaaaaaaa/",
+    ):
+        yield f"snapshot/named {name[:24]!r}", lambda n=name: snapshot.read(n)  # type: ignore[misc]
     for name, data in files.TEXTS.items():
         yield f"texts/{name}", lambda d=data: _texts(d)  # type: ignore[misc]
     for name, data in files.LABELS.items():
@@ -83,33 +101,26 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"spec/{name}", lambda t=text: _spec(t)  # type: ignore[misc]
     for name in images.IMAGES:
         if not any(
-            word in name for word in ("bomb", "largest", "noise", "million", "thousand", "giant", " MB", "header")
+            word in name
+            for word in ("bomb", "largest", "noise", "million", "thousand", "giant", " MB", "header", "many texts")
         ):
             yield f"image/{name}", lambda n=name: Image.open(images.IMAGES[n](), n)  # type: ignore[misc]
 
-
-from interp.experiment import Call  # noqa: E402
 
 _LENS = Call("logit_lens")
 
 # -------------------------------------------------------------------------------------------------------- the hook
 
 NEVER = (
-    "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "subprocess.Popen", "os.system", "os.exec",
-    "os.posix_spawn", "os.spawn", "os.fork", "pickle.find_class", "os.chmod", "os.chown", "os.link", "os.symlink", "os.putenv",
-    "urllib.Request", "webbrowser.open", "ctypes.dlopen",
+    "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "subprocess.Popen", "os.system",
+    "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pickle.find_class", "os.chown", "os.link", "os.symlink",
+    "os.putenv", "urllib.Request", "webbrowser.open", "ctypes.dlopen",
 )  # fmt: skip
-CHANGES = (
-    "os.remove",
-    "os.rename",
-    "os.mkdir",
-    "os.rmdir",
-    "os.truncate",
-    "shutil.rmtree",
-    "shutil.move",
-    "shutil.copyfile",
-    "os.utime",
-)
+CHANGES = {
+    "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2, "os.rename": 2, "os.truncate": None, "os.utime": 3,
+    "shutil.rmtree": None, "shutil.move": None, "shutil.copyfile": None,
+}  # fmt: skip
+"""What changes the disk, and which argument is the folder that the path is in, where one is given by number."""
 READS = ("os.listdir", "os.scandir", "glob.glob")
 
 
@@ -118,11 +129,13 @@ def watch(own: list[Path], read: list[Path]) -> list[str]:
     seen: list[str] = []
     roots = [str(each.resolve()) for each in own], [str(each.resolve()) for each in (*own, *read)]
 
-    def below(path: Any, allowed: list[str]) -> bool:
+    def below(path: Any, allowed: list[str], folder: Any = -1) -> bool:
         if isinstance(path, int) or path is None:
             return True
         try:
-            whole = os.path.realpath(os.fsdecode(path))
+            path = os.fsdecode(path)
+            inside = f"/proc/self/fd/{folder}" if isinstance(folder, int) and folder >= 0 else ""
+            whole = os.path.realpath(os.path.join(inside, path))
         except ValueError:  # a NUL: no such file
             return True
         return any(whole == root or whole.startswith(root + os.sep) for root in allowed)
@@ -132,15 +145,15 @@ def watch(own: list[Path], read: list[Path]) -> list[str]:
             seen.append(f"{event} {args!r}"[:300])
         elif event == "open":
             path, mode, flags = args
-            writes = any(letter in (mode or "") for letter in "wax+") or (flags or 0) & (
-                os.O_WRONLY | os.O_RDWR | os.O_CREAT
-            )
+            writes = any(letter in (mode or "") for letter in "wax+")
+            writes = writes or (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if not below(path, roots[0] if writes else roots[1]):
                 seen.append(f"{'write' if writes else 'read'} {path!r}"[:300])
-        elif (
-            event in CHANGES
-            and not all(below(each, roots[0]) for each in args[:1] if isinstance(each, str | bytes | os.PathLike))
-        ) or (event in READS and not below(args[0] if args[0] is not None else ".", roots[1])):
+        elif event in CHANGES:
+            at = CHANGES[event]
+            if not below(args[0], roots[0], -1 if at is None else args[at]):
+                seen.append(f"{event} {args!r}"[:300])
+        elif event in READS and not below(args[0] if args[0] is not None else ".", roots[1]):
             seen.append(f"{event} {args!r}"[:300])
 
     sys.addaudithook(hook)
@@ -185,10 +198,8 @@ def main() -> None:
         lambda: __import__("pickle").load(io.BytesIO(b"cos\ngetcwd\n.")), lambda: __import__("socket").create_connection(("127.0.0.1", 9), 0.1),
     ]  # fmt: skip
     for each in tries:
-        try:
+        with contextlib.suppress(OSError):
             each()
-        except OSError:
-            pass
     print(json.dumps({"cases": count, "seen": found, "wrong": wrong, "slow": slow, "tried": len(seen) - len(found)}))
 
 

@@ -37,7 +37,7 @@ def _run(place: Path) -> dict[str, Any]:
 
 
 def test_the_corpus_is_as_large_as_it_says() -> None:
-    tables = (files.DIRECTIONS, files.SAES, files.NUMBERS, files.TEXTS, files.LABELS, files.PACKED)
+    tables = (files.DIRECTIONS, files.SAES, files.NUMBERS, files.SNAPSHOTS, files.TEXTS, files.LABELS, files.PACKED)
     many = sum(map(len, (*tables, texts.PROMPTS, texts.LINKS, texts.SPECS, images.IMAGES)))
     assert many >= 700
 
