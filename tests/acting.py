@@ -91,6 +91,15 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 """Settings under which a lens sees what every intervention does, in little time."""
 
+SMALL: dict[str, dict[str, Any]] = {
+    "rise": {"masks": 100},
+    "expected_gradients": {"samples": 15},
+    "integrated_gradients": {"steps": 12},
+    "tuned_lens": {"fit_steps": 60},
+    "verified_patching": {"verify": 5, "samples": 40},
+}
+"""Settings of lenses that repeat one and the same work a hundred times, where a few times tell as much."""
+
 ALIKE = (
     "clamp_feature", "scale_feature", "lf_steer", "project_out", "clamp_direction", "steer_upstream",
 )  # fmt: skip

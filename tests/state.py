@@ -18,6 +18,7 @@ def state(model: Model) -> dict[str, Any]:
     """Hooks, flags, gradients, weights bit for bit, the process's random states, and this context's variables."""
     network = model._network
     modules = list(network.modules())
+    drawn: Any = np.random.get_state(legacy=False)
     weights = hashlib.sha256()
     for name, tensor in network.state_dict(keep_vars=True).items():
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {id(tensor)} {tensor.data_ptr()}".encode())
@@ -41,7 +42,11 @@ def state(model: Model) -> dict[str, Any]:
         "grad": [parameter.grad is None for parameter in network.parameters()],
         "weights": weights.hexdigest(),
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": repr(np.random.get_state(legacy=False)),
+        "numpy": (
+            drawn["state"]["key"].tobytes(),
+            *(drawn[key] for key in ("has_gauss", "gauss")),
+            drawn["state"]["pos"],
+        ),
         "python": random.getstate(),
         "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()),
         "context": {variable.name: id(context[variable]) for variable in OURS if context.get(variable)},

@@ -27,7 +27,7 @@ from interp.model import LanguageModel, Model, VisionModel
 from interp.results import Heatmap, Result
 from interp.samples import Image, Prompt
 from tests import tiny
-from tests.acting import ALIKE, IDENTITY, INTERVENTIONS, LENSES, LOOKS, acting, fitting
+from tests.acting import ALIKE, IDENTITY, INTERVENTIONS, LENSES, LOOKS, SMALL, acting, fitting
 from tests.state import state
 
 FAMILIES = [*tiny.VISION, *tiny.LANGUAGE]
@@ -123,12 +123,24 @@ def test_models_of_the_other_kind_are_refused() -> None:
             method(other, sample(other))
 
 
+KNOWN = ("resnet", "vit", "gpt2")
+"""Families on which every lens runs as it is, with all its repetitions."""
+
+
+def small(key: str, family: str) -> dict[str, Any]:
+    """The settings that a lens is looked through with on this family."""
+    return {} if family in KNOWN else SMALL.get(key, {})
+
+
 @pytest.mark.parametrize(("key", "family"), PLAIN)
 def test_a_lens_gives_what_it_is_annotated_to_give_and_leaves_everything_as_it_was(key: str, family: str) -> None:
-    model, method = made(family), METHODS[key]
+    model, method, seen = made(family), METHODS[key], list[progress.Progress]()
+    settings, given = small(key, family), sample(model, 0, METHODS[key])
+    estimate = method.estimate(model, settings, given)
     model.forget()
     before = state(model)
-    result = method(model, sample(model, 0, method))
+    with progress.watch(seen.append):
+        result = method(model, given, **settings)
     assert isinstance(result, typing.get_origin(method.returns) or method.returns) and isinstance(result, Result)
     assert result.method == key and result.forwards + result.backwards > 0
     assert state(model) == before
@@ -142,22 +154,49 @@ def test_a_lens_gives_what_it_is_annotated_to_give_and_leaves_everything_as_it_w
         assert result.at_input().shape == model.input_size and result.box == model.box(sample(model))
     for value in dataclasses.asdict(result).values():
         assert not isinstance(value, Tensor)
-
-
-# -------------------------------------------------------------------------------------------- 2: the same call, twice
-
-
-@pytest.mark.parametrize(("key", "family"), PLAIN)
-def test_the_same_call_gives_equal_results_cached_or_not(key: str, family: str) -> None:
-    model, method = made(family), METHODS[key]
-    model.forget()
-    first = method(model, sample(model, 0, method))
-    cached = method(model, sample(model, 0, method))
-    method(model, sample(model, 1, method))
+    if family in KNOWN:
+        costs_what_was_said(key, estimate, result)
+    if family in tiny.VISION and (result.forwards > 64 or result.backwards > 64):
+        assert len(seen) >= 3 and seen[-1].done == seen[-1].total and seen[0].done == 0
+        assert all(each.label for each in seen)
+    # the same call gives equal results, cached or not, and changes nothing that is kept
+    kept = {name: _copied(value) for name, (value, _) in model._cache.items()}
+    assert method(model, given, **settings) == result
+    for name, value in kept.items():
+        if name in model._cache:
+            assert _equal(model._cache[name][0], value), name
+    method(model, sample(model, 1, method), **settings)
     model.forget()
     torch.manual_seed(7)  # whatever the process has drawn
-    again = method(model, sample(model, 0, method))
-    assert first == cached == again
+    assert method(model, given, **settings) == result
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        assert not value.requires_grad and value.grad_fn is None, "captures are detached"
+        return value.clone()
+    return tuple(map(_copied, value)) if isinstance(value, tuple) else value
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor):
+        return torch.equal(left, right)
+    return all(map(_equal, left, right)) if isinstance(left, tuple) else bool(left == right)
+
+
+PARTIAL = ("ablation_cam", "tuned_lens", "acdc")
+"""The first runs only what lies above the layer for each example, which the estimate counts in parts and the meter
+whole; the second keeps what it has fitted; the third takes as many tries as what it cuts asks for."""
+
+
+def costs_what_was_said(key: str, estimate: tuple[int, int] | None, result: Result) -> None:
+    """The estimate before the run is near what the run took."""
+    if estimate is None or key in PARTIAL:
+        return
+    forwards, backwards = estimate
+    assert result.forwards <= forwards * 1.05 + 2 and result.backwards <= backwards * 1.05 + 2, (estimate, result)
+    # an estimate far too high would keep people from pressing the button
+    assert result.forwards >= forwards * 0.3 - 2 and result.backwards >= backwards * 0.3 - 2, (estimate, result)
 
 
 BATCHED = [key for key in LENSES if {"BATCH", "BYTES"} & set(vars(sys.modules[METHODS[key].function.__module__]))]
@@ -181,16 +220,28 @@ def test_the_size_of_batches_changes_nothing_beyond_rounding(
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
         model.forget()
-        results.append(method(model, sample(model, 0, method)))
+        results.append(method(model, sample(model, 0, method), **SMALL.get(key, {})))
     for other in results[1:]:
         assert other.reproduces(results[0].arrays(), 1e-4)
 
 
-# -------------------------------------------------------------------- 3: as it was, after exceptions and cancels too
+# -------------------------------------------------------------------- 2: as it was, after exceptions and cancels too
 
 
-@pytest.mark.parametrize(("key", "family"), PAIRS)
-def test_an_exception_in_the_middle_leaves_everything_as_it_was(key: str, family: str) -> None:
+def spread(pairs: list[Any], each: int) -> list[Any]:
+    """The pairs, one of so many as they come: each method with some families, each family with many methods; those
+    between are marked slow."""
+    order = list(METHODS)
+    return [
+        pair
+        if (order.index(pair.values[0]) + FAMILIES.index(pair.values[1])) % each == 0
+        else pytest.param(*pair.values, id=pair.id, marks=pytest.mark.slow)
+        for pair in pairs
+    ]
+
+
+@pytest.mark.parametrize(("key", "family"), spread(PAIRS, 3))
+def test_an_exception_or_a_cancel_in_the_middle_leaves_everything_as_it_was(key: str, family: str) -> None:
     model = made(family)
     before = state(model)
     for count in (1, 2, 5):
@@ -204,19 +255,12 @@ def test_an_exception_in_the_middle_leaves_everything_as_it_was(key: str, family
 
         with contextlib.suppress(ZeroDivisionError), model.edit({model.sites()[-1]: fail}):
             _do(key, model)
-        assert state(model) == before
-
-
-@pytest.mark.parametrize(("key", "family"), PAIRS)
-def test_a_cancel_in_the_middle_leaves_everything_as_it_was(key: str, family: str) -> None:
-    model = made(family)
-    before = state(model)
+    assert state(model) == before
     cancel = threading.Event()
     cancel.set()
     model.forget()
     with progress.watch(cancel=cancel), pytest.raises(progress.Cancelled):
         _do(key, model, seed=2)
-    assert state(model) == before
     for count in (1, 3):
         left = [count]
 
@@ -228,7 +272,7 @@ def test_a_cancel_in_the_middle_leaves_everything_as_it_was(key: str, family: st
         model.forget()
         with progress.watch(stop), contextlib.suppress(KeyboardInterrupt):
             _do(key, model)
-        assert state(model) == before
+    assert state(model) == before
     model.forget()
     assert _do(key, model) is not None
 
@@ -236,12 +280,12 @@ def test_a_cancel_in_the_middle_leaves_everything_as_it_was(key: str, family: st
 def _do(key: str, model: Any, seed: int = 0) -> Any:
     """Look through the lens, or at the logits after the intervention."""
     if key in LENSES:
-        return METHODS[key](model, sample(model, seed, METHODS[key]))
+        return METHODS[key](model, sample(model, seed, METHODS[key]), **SMALL.get(key, {}))
     with METHODS[key](model, sample(model, seed), **acting(model)[key]):
         return model(sample(model, seed))
 
 
-# --------------------------------------------------------------------------------------------------- 4: interventions
+# --------------------------------------------------------------------------------------------------- 3: interventions
 
 
 def test_every_intervention_has_settings_here() -> None:
@@ -275,93 +319,48 @@ def test_at_its_identity_setting_nothing_is_entered(key: str, family: str) -> No
         assert torch.equal(model(given), plain)
 
 
-@pytest.mark.parametrize("family", ["resnet", "vit", "swin", "gpt2", "gemma2"])
+LOOKED = {"resnet": (0, 3), "vit": (1, 3), "swin": (2, 3), "gpt2": (0, 2), "gemma2": (1, 2)}
+"""Family: which part, of how many, of the pairs of lens and intervention is looked at on it: together all of them."""
+
+
+@pytest.mark.parametrize("family", LOOKED)
 def test_every_lens_after_every_intervention(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each result is of the changed model, however the captures of the unchanged one are kept."""
+    every_lens_after(family, *LOOKED[family], monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("family", LOOKED)
+def test_every_lens_after_every_intervention_on_each_family(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    every_lens_after(family, 0, 1, monkeypatch)
+
+
+def every_lens_after(family: str, part: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each result is of the changed model, however the captures of the unchanged one are kept, and the other way."""
     monkeypatch.setattr(_replacement, "TEXTS", 2)  # means are taken anew each time, and two texts have one as well
     model = made(family)
     given = sample(model)
-    for change in INTERVENTIONS:
-        if not serves(change, model) or change in ALIKE:
-            continue
-        for lens in LENSES:
-            if not serves(lens, model):
+    changes = [key for key in INTERVENTIONS if serves(key, model) and key not in ALIKE]
+    for row, lens in enumerate(key for key in LENSES if serves(key, model)):
+        method, settings = METHODS[lens], LOOKS.get(lens, {})
+        model.forget()
+        plain = method(model, fitting(method, given), **settings)
+        for column, change in enumerate(changes):
+            if (row + column) % parts != part:
                 continue
-            model.forget()
-            look = dict(LOOKS.get(lens, {}))
-            plain = METHODS[lens](model, fitting(METHODS[lens], given), **look)
+            kept = {name: _copied(value) for name, (value, _) in model._cache.items()}
             with METHODS[change](model, given, **acting(model)[change]):
-                after = METHODS[lens](model, fitting(METHODS[lens], given), **look)
-            assert METHODS[lens](model, fitting(METHODS[lens], given), **look) == plain
+                after = method(model, fitting(method, given), **settings)
+            assert after != plain, (change, lens)
+            for name, value in kept.items():
+                assert name not in model._cache or _equal(model._cache[name][0], value), (change, lens, name)
             model.forget()
             with METHODS[change](model, given, **acting(model)[change]):
-                assert METHODS[lens](model, fitting(METHODS[lens], given), **look) == after, (change, lens)
-            assert METHODS[lens](model, fitting(METHODS[lens], given), **look) == plain and after != plain, (
-                change,
-                lens,
-            )
+                assert method(model, fitting(method, given), **settings) == after, (change, lens)
+            assert method(model, fitting(method, given), **settings) == plain, (change, lens)
 
 
-@pytest.mark.parametrize(("key", "family"), PLAIN)
-def test_no_lens_changes_what_another_has_captured(key: str, family: str) -> None:
-    model = made(family)
-    model.forget()
-    METHODS[key](model, sample(model, 0, METHODS[key]))
-    kept = {name: _copied(value) for name, (value, _) in model._cache.items()}
-    METHODS[key](model, sample(model, 0, METHODS[key]))
-    for name, value in kept.items():
-        if name in model._cache:
-            assert _equal(model._cache[name][0], value), name
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        assert not value.requires_grad and value.grad_fn is None, "captures are detached"
-        return value.clone()
-    return tuple(map(_copied, value)) if isinstance(value, tuple) else value
-
-
-def _equal(left: Any, right: Any) -> bool:
-    if isinstance(left, Tensor):
-        return torch.equal(left, right)
-    return all(map(_equal, left, right)) if isinstance(left, tuple) else bool(left == right)
-
-
-# ------------------------------------------------------------------------------------------- 7: progress and estimates
-
-
-PARTIAL = ("ablation_cam", "tuned_lens", "acdc")
-"""The first runs only what lies above the layer for each example, which the estimate counts in parts and the meter
-whole; the second keeps what it has fitted; the third takes as many tries as what it cuts asks for."""
-
-
-@pytest.mark.parametrize(("key", "family"), [pair for pair in PLAIN if pair.values[1] in ("resnet", "vit", "gpt2")])
-def test_the_cost_is_what_was_said_beforehand(key: str, family: str) -> None:
-    model, method = made(family), METHODS[key]
-    estimate = method.estimate(model, {}, sample(model, 0, method))
-    if estimate is None or key in PARTIAL:
-        return
-    model.inputs(sample(model))
-    model.forget()
-    result = method(model, sample(model, 0, method))
-    forwards, backwards = estimate
-    assert result.forwards <= forwards * 1.05 + 2 and result.backwards <= backwards * 1.05 + 2, (estimate, result)
-    # an estimate far too high would keep people from pressing the button
-    assert result.forwards >= forwards * 0.3 - 2 and result.backwards >= backwards * 0.3 - 2, (estimate, result)
-
-
-@pytest.mark.parametrize(("key", "family"), [pair for pair in PLAIN if pair.values[1] in ("resnet", "vit")])
-def test_long_work_reports_its_progress(key: str, family: str) -> None:
-    model, seen = made(family), list[progress.Progress]()
-    model.forget()
-    with progress.watch(seen.append):
-        result = METHODS[key](model, sample(model, 0, METHODS[key]))
-    if result.forwards > 64 or result.backwards > 64:
-        assert len(seen) >= 3 and seen[-1].done == seen[-1].total and seen[0].done == 0
-        assert all(each.label for each in seen)
-
-
-# ----------------------------------------------------------------------------------------------------- 8: documentation
+# ----------------------------------------------------------------------------------------------------- 4: documentation
 
 
 @pytest.mark.parametrize("key", METHODS)
@@ -407,7 +406,7 @@ def test_the_signature_gives_the_controls(key: str) -> None:
         assert defaults["seed"] == 0
 
 
-# -------------------------------------------------------------------------------------------------------- 9: bad input
+# -------------------------------------------------------------------------------------------------------- 5: bad input
 
 
 @pytest.mark.parametrize("key", METHODS)
