@@ -92,8 +92,20 @@ def test_every_way_of_reading_is_shown_before_and_after_a_change(key: str) -> No
     assert app.session_state["bench"].experiment.interventions
 
 
-@pytest.mark.parametrize("side", ["", "before", "difference"])
-@pytest.mark.parametrize("key", [key for key in WEIGHTINGS if key not in ("acdc", "verified_patching")])
+CIRCUITS = [key for key in WEIGHTINGS if key not in ("acdc", "verified_patching")]
+
+
+# the difference is drawn from both sides, so it is asked of every weighting
+@pytest.mark.parametrize(
+    ("key", "side"),
+    [
+        *((key, "difference") for key in CIRCUITS),
+        (CIRCUITS[0], ""),
+        (CIRCUITS[1], ""),
+        (CIRCUITS[2], "before"),
+        (CIRCUITS[3], "before"),
+    ],
+)
 def test_every_weighting_of_a_circuit_is_shown_before_and_after_a_change(key: str, side: str) -> None:
     pair = '["The cat, the cow: c", "The cat, the sow: c", "o", "a"]'
     change = 'patch_from{"sites":[{"site":"z.1.2"}],"positions":[19]}'
