@@ -49,7 +49,7 @@ def gpt2() -> Any:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, gpt2: Any) -> Any:
-    """A model of which the shelf has nothing, called `tiny`: an SAE, its index, operators, a direction, a task are kept."""
+    """A model of which the shelf has nothing, called `tiny`: an SAE, an index, operators, a direction, a task."""
     load = zoo.load
     monkeypatch.setattr(zoo, "load", lambda name: gpt2 if name == "tiny" else load(name))
     return tiny.featured(gpt2)
@@ -249,7 +249,7 @@ def test_a_title_of_half_characters_is_refused() -> None:
 
 
 def forged(**changed: Any) -> str:
-    """A snapshot that says what it likes, with the right checksum and id; whoever can write to the storage can do so."""
+    """A snapshot that says what it likes, with the right checksum and id, as who can write to the storage may."""
     id = kept()
     data = storage.shared().get(snapshot._place(id))
     about, made = snapshot._parsed(id, data)  # type: ignore[misc]
