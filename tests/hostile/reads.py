@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
+import pickle
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,9 +165,7 @@ def watch(own: list[Path], read: list[Path]) -> list[str]:
 
 
 def main() -> None:
-    """Go through the corpus under the hook; print, as JSON, what was seen, what broke, and what the hook saw of a try."""
-    import time
-
+    """Go through every so manyth case under the hook; print what was seen, what broke, and what tries are seen."""
     model(), zoo.load("photos")
     _forward("warm")
     root = Path(__file__).resolve().parents[2]
@@ -179,7 +181,7 @@ def main() -> None:
     ]
     wrong, slow, count = [], [], 0
     seen = watch(own, [*read, Path(f"/proc/{os.getpid()}")])
-    for name, do in cases():
+    for name, do in itertools.islice(cases(), 0, None, int(sys.argv[1])):
         begun, count = time.process_time(), count + 1
         before = len(seen)
         try:
@@ -195,7 +197,7 @@ def main() -> None:
     found = list(seen)
     tries: list[Callable[[], Any]] = [
         lambda: open("/etc/passwd").close(), lambda: open(root / "README.md", "a").close(), lambda: os.listdir("/etc"),
-        lambda: __import__("pickle").load(io.BytesIO(b"cos\ngetcwd\n.")), lambda: __import__("socket").create_connection(("127.0.0.1", 9), 0.1),
+        lambda: pickle.load(io.BytesIO(b"cos\ngetcwd\n.")), lambda: socket.create_connection(("127.0.0.1", 9), 0.1),
     ]  # fmt: skip
     for each in tries:
         with contextlib.suppress(OSError):

@@ -6,15 +6,15 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-FIRED = "document.title='fired'"
-"""What every payload that is a script does: a page whose title is not its own has run one."""
+FIRED = "top.fired=1"
+"""What every payload that is a script does: a page that has run one can be told by it."""
 ELSEWHERE = "http://outside.invalid/x.png"
 """What every payload that loads something asks for."""
 
 MARKUP = {
     "image with onerror": f"<img src=x onerror={FIRED}>",
     "script": f"<script>{FIRED}</script>",
-    "script in a frame": f'<iframe srcdoc="<script>parent.{FIRED}</script>"></iframe>',
+    "script in a frame": f'<iframe srcdoc="<script>{FIRED}</script>"></iframe>',
     "svg with onload": f"<svg onload={FIRED}>",
     "closed textarea": f"</textarea></title></style><img src=x onerror={FIRED}>",
     "attribute left": f'" onmouseover={FIRED} autofocus onfocus={FIRED} x="',
