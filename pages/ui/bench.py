@@ -484,7 +484,7 @@ def _pair(key: str, value: str) -> str:
 
 def _number(text: str | None, default: float) -> float:
     try:
-        return min(max(float(text), 0.0), 1.0) if text else default
+        return min(max(0.0, float(text)), 1.0) if text else default  # in this order NaN becomes 0
     except ValueError:
         return default
 
