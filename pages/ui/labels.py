@@ -107,4 +107,5 @@ def _pair(value: Any) -> tuple[str, str]:
     label, note = value
     if not isinstance(label, str) or not isinstance(note, str):
         raise TypeError
+    (label + note).encode()  # raises for halves of characters, which no link can carry
     return label[: LONGEST[0]], note[: LONGEST[1]]
