@@ -228,10 +228,11 @@ class Method:
         keyword = [each for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
         return tuple(Control(p.name, self._hints[p.name], p.default, self.doc.help(p.name)) for p in keyword)
 
-    @property
+    @functools.cached_property
     def model_type(self) -> type:
         """The kind of model it reads: the annotation of its first parameter."""
-        return self._hints[next(iter(inspect.signature(self.function).parameters))]
+        found: type = self._hints[next(iter(inspect.signature(self.function).parameters))]
+        return found
 
     @property
     def samples(self) -> tuple[type, ...]:
