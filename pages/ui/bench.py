@@ -367,7 +367,8 @@ def read_url() -> None:
             experiment = Experiment.from_url(
                 "&".join(_pair(key, each) for key, values in arrived.items() for each in values)
             )
-            experiment.check()
+            if zoo.here(experiment.model) or zoo.look(experiment.model).here:  # else it is asked for first
+                experiment.check()
             st.session_state["bench"] = viewed(experiment, arrived)
             st.session_state["opened"] = arrived.get("check", [""])[0]
             if "labels" in arrived:

@@ -43,6 +43,8 @@ class Download:
 def begin(name: str) -> Download:
     """The download of a model, begun if need be, and told that this visitor wants it."""
     with _lock:
+        for gone in [key for key, each in _coming.items() if each.ended and key != name]:
+            del _coming[gone]
         one = _coming.get(name)
         if one is None or one.ended or one.cancel.is_set():
             one = _coming[name] = Download(name)
@@ -80,9 +82,6 @@ def _work(one: Download) -> None:
         one.error = "This failed through a fault of Actiscope's; the log has the details."
     finally:
         one.ended = True
-        with _lock:
-            if not one.error and _coming.get(one.name) is one:
-                del _coming[one.name]
 
 
 def _visitor() -> str:
@@ -113,7 +112,9 @@ def offer(name: str, then: Callable[[zoo.Card], object], words: str = "Open it")
         Unsuitable: it can't be had here; the text says why.
     """
     card = _looked(name)
-    if st.session_state.pop("arrived", None) == card.name:
+    one = coming(card.name)
+    if one is not None and one.ended and not one.error:
+        leave(one)
         st.session_state.pop("looked", None)
         then(card)
         return
@@ -126,7 +127,6 @@ def offer(name: str, then: Callable[[zoo.Card], object], words: str = "Open it")
                  f"licence {show.plain(card.licence)}" if card.licence else "no licence given",
                  f"[commit {commit[:8]}](https://huggingface.co/{repository}/tree/{commit})"]  # fmt: skip
         st.caption(" · ".join(facts))
-        one = coming(card.name)
         if one is not None:
             _bar(one)
         elif card.here:
@@ -144,20 +144,14 @@ def offer(name: str, then: Callable[[zoo.Card], object], words: str = "Open it")
 def _bar(one: Download) -> None:
     @st.fragment(run_every=0.5)
     def bar() -> None:
-        if one.ended or one.cancel.is_set():
-            if not one.ended:
-                st.progress(0.0, "Stopping")
-            elif one.error:
-                st.warning(show.plain(one.error), icon=":material/info:")
-                if st.button("Try again", key="offer-again", icon=":material/refresh:"):
-                    begin(one.name)
-                    st.rerun()
-            elif one.cancel.is_set():
-                st.rerun()
-            else:
-                st.session_state["arrived"] = one.name
+        if one.error:
+            st.warning(show.plain(one.error), icon=":material/info:")
+            if st.button("Try again", key="offer-again", icon=":material/refresh:"):
+                begin(one.name)
                 st.rerun()
             return
+        if one.ended or one.cancel.is_set():
+            st.rerun()
         one.wanted[_visitor()] = time.monotonic()
         st.progress(*_said(one.progress))
         if st.button("Cancel", key="offer-cancel", icon=":material/close:"):
