@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.harness import idle
 from tests.browser.test_journeys import code_of
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 def strip(page: Page) -> str:
@@ -54,7 +54,7 @@ def test_a_link_to_pixels_opens_the_same_map_elsewhere(visit: Any) -> None:
     assert "/pixels?" in link and "white" in link
     other = visit(link[link.index("/pixels") :])
     assert residual(other) == float(re.search(r"residual ([0-9.e+-]+)", first)[1])  # type: ignore[index]
-    expect(other.get_by_text("reproduced: every number").first).to_be_visible()
+    expect(other.get_by_text("Reproduced: the same numbers").first).to_be_visible()
 
 
 def test_the_papers_experiments_run(visit: Any) -> None:
