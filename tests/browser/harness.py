@@ -67,7 +67,7 @@ def launch() -> Iterator[Browser]:
             browser.close()
 
 
-def idle(page: Page, quiet: float = 0.2, timeout: float = 60) -> None:
+def idle(page: Page, quiet: float = 0.2, timeout: float = 150) -> None:
     """Wait until `page` has been connected, with no script running and every image loaded, for `quiet` seconds on end.
 
     Just after a click the page is still idle: where a test knows what will change, let it wait for that first.
@@ -85,7 +85,7 @@ class Server:
     `log()` is what it has printed; `address` is where it answers.
     """
 
-    def __init__(self, app: str | Path | None = None, env: dict[str, str] | None = None, timeout: float = 60) -> None:
+    def __init__(self, app: str | Path | None = None, env: dict[str, str] | None = None, timeout: float = 150) -> None:
         self.app = Path(app or os.environ.get("ACTISCOPE_APP") or ROOT / "app.py").resolve()
         self.extra, self.timeout = env or {}, timeout
 

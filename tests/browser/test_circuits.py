@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.harness import DESKTOP, PHONE, Server, idle
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"

@@ -14,7 +14,7 @@ from interp import sae, zoo
 from tests.browser.harness import DESKTOP, PHONE, idle
 from tests.tiny import random_sae
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 PROMPT = "The capital of France is"
 

@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.harness import DESKTOP, PHONE, idle
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 MARKUP = "<script>document.title='broken'</script> <img src=x onerror=\"document.title='broken'\"> **bold** [x](y) $a$"
 FOCUSED = """() => { let e = document.activeElement;

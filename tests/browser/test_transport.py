@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.harness import DESKTOP, PHONE, idle
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 PROMPT = "The capital of France is"
 
