@@ -299,8 +299,9 @@ def found(
 
 def waiting(experiments: list[Experiment], stopped: Callable[[], object]) -> None:
     """A thin bar with the time left and Stop, until the jobs are done; before they begin, their place and Cancel."""
+    over = any(_failed(each) for each in experiments)  # nothing will change by itself
 
-    @st.fragment(run_every=0.5)
+    @st.fragment(run_every=None if over else 0.5)
     def bar() -> None:
         try:
             states = [jobs.later(each) if jobs.estimate(each) > jobs.QUICK else None for each in experiments]
@@ -312,6 +313,8 @@ def waiting(experiments: list[Experiment], stopped: Callable[[], object]) -> Non
             st.rerun()
         failed = next((each for each in running if each.error), None)
         if failed is not None:
+            if not over:
+                st.rerun()
             st.warning(plain(failed.error), icon=":material/info:")
             if failed.again and st.button("Try again", key="again", icon=":material/refresh:"):
                 jobs.again(failed.experiment)
@@ -338,6 +341,14 @@ def waiting(experiments: list[Experiment], stopped: Callable[[], object]) -> Non
             st.rerun()
 
     bar()
+
+
+def _failed(experiment: Experiment) -> bool:
+    try:
+        state = jobs.later(experiment) if jobs.estimate(experiment) > jobs.QUICK else None
+    except Unsuitable:
+        return False
+    return isinstance(state, jobs.Job) and bool(state.error)
 
 
 ORDINALS = ("Next", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth")
