@@ -244,16 +244,18 @@ def load(kind: type[M]) -> M | None:
     """The model on the bench, or None and a sentence why it can't be had, or can't be used here."""
     from pages.ui import downloads
 
+    from pages.ui import show  # imports this module
+
     try:
         if downloads.needed(bench().model):
             return None
         model = zoo.load(bench().model)
     except Unsuitable as problem:
-        st.warning(str(problem), icon=":material/info:")
+        st.warning(show.plain(str(problem)), icon=":material/info:")
         return None
     if not isinstance(model, kind):
         reads, wanted = ("text", "an image") if kind is VisionModel else ("images", "a language")
-        st.warning(f"{model.name} reads {reads}; choose {wanted} model in the bar.", icon=":material/info:")
+        st.warning(f"{show.plain(model.name)} reads {reads}; choose {wanted} model in the bar.", icon=":material/info:")
         return None
     return model
 

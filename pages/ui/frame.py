@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from interp import Unsuitable
-from pages.ui import components, jobs, share
+from pages.ui import components, jobs, share, show
 from pages.ui.bench import embedded, read_url, write_url
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -34,7 +34,7 @@ def page(title: str) -> Iterator[None]:
     except Unsuitable as problem:
         st.session_state["problem"] = str(problem)
     if problem := st.session_state.get("problem"):
-        banner.warning(problem.replace("$", "\\$"), icon=":material/info:")
+        banner.warning(show.plain(problem), icon=":material/info:")
     if embedded():
         way_out.link_button("Open in Actiscope", share.plain_link(), icon=":material/open_in_new:", type="tertiary")
     write_url()

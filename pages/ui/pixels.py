@@ -102,7 +102,7 @@ def beside_captum(model: VisionModel) -> None:
                 for key in ("deeplift", "deeplift_captum")
             ]
         except Unsuitable as problem:
-            st.warning(str(problem), icon=":material/info:")
+            st.warning(show.plain(str(problem)), icon=":material/info:")
             return
         ours, theirs = pair
         assert isinstance(ours, Heatmap) and isinstance(theirs, Heatmap)

@@ -97,14 +97,14 @@ def looking(model: LanguageModel) -> None:
         try:
             experiments.append(dataclasses.replace(experiments[0], sample=Prompt(bench().second)))
         except Unsuitable as problem:
-            st.warning(str(problem), icon=":material/info:")
+            st.warning(show.plain(str(problem)), icon=":material/info:")
     places = st.columns(2, gap="medium") if len(experiments) == 2 else [st.container()]
     for index, (place, experiment) in enumerate(zip(places, experiments, strict=True)):
         with place:
             try:
                 _strip(index, model, experiment)
             except Unsuitable as problem:
-                st.warning(str(problem).replace("$", "\\$"), icon=":material/info:")
+                st.warning(show.plain(str(problem)), icon=":material/info:")
                 return
     if embedded():
         for index, experiment in enumerate(experiments):
@@ -424,7 +424,7 @@ def _lens(index: int, model: LanguageModel, experiment: Experiment) -> None:
             else:
                 results.append(jobs.run(each))
         except Unsuitable as problem:
-            st.warning(str(problem).replace("$", "\\$"), icon=":material/info:")
+            st.warning(show.plain(str(problem)), icon=":material/info:")
             return
     first, last = results[0], results[-1]
     if isinstance(last, TokenGrid) and isinstance(first, TokenGrid):

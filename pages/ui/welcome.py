@@ -66,7 +66,7 @@ def open_prompt(text: str) -> None:
     try:
         sample = Prompt(text) if text.strip() else None
     except Unsuitable as problem:
-        st.warning(str(problem), icon=":material/info:")
+        st.warning(show.plain(str(problem)), icon=":material/info:")
         return
     turn_to_kind(Prompt)
     if sample is not None:
@@ -117,7 +117,7 @@ def _example() -> None:
             title = f"{METHODS[experiment.lens.method].name} · {asked}"
             show.hero("home-hero", result, picture, key, start.look, scale_of(result, whole), title, _half(result))
     except Unsuitable as problem:
-        st.warning(str(problem), icon=":material/info:")
+        st.warning(show.plain(str(problem)), icon=":material/info:")
 
 
 def _half(result: Heatmap) -> str:

@@ -41,7 +41,7 @@ def maps(model: VisionModel, below: Callable[[Table, str], None] = lambda table,
             else None
         )
     except Unsuitable as problem:
-        st.warning(str(problem), icon=":material/info:")
+        st.warning(show.plain(str(problem)), icon=":material/info:")
         return
     assert isinstance(table, Table)
     first = _label(model, bench().lens, table)
@@ -77,7 +77,7 @@ def _label(model: VisionModel, call: Call, table: Table) -> str:
     try:
         return model.labels[model.class_index(target)]
     except Unsuitable as problem:
-        st.warning(str(problem), icon=":material/info:")
+        st.warning(show.plain(str(problem)), icon=":material/info:")
         return table.rows[int(table.values[:, 0].argmax())]
 
 
@@ -116,7 +116,7 @@ def _heroes(experiment: Experiment, first: str, changed: bool) -> None:
         remember(pairs[0])
         show.strip(pairs[0], shown)
         if shown.note:
-            st.info(shown.note, icon=":material/info:")
+            st.info(show.plain(shown.note), icon=":material/info:")
         with st.container(horizontal=True, gap="small", vertical_alignment="center"):
             if changed:
                 show.difference_only()
@@ -134,7 +134,7 @@ def _result(experiment: Experiment) -> Any:
     try:
         return jobs.run(experiment) if jobs.estimate(experiment) <= jobs.QUICK else jobs.later(experiment)
     except Unsuitable as problem:
-        st.warning(str(problem), icon=":material/info:")
+        st.warning(show.plain(str(problem)), icon=":material/info:")
         return None
 
 
