@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -42,8 +40,6 @@ BREATH, NAP, LONGEST_NAP = 0.005, 3.0, 0.05
 times as long as it has worked since, and at most so many seconds at once. So it always gets a quarter of its time."""
 IDLE = 5.0
 """Seconds after which a worker without work ends."""
-NICE = 10
-"""By how much workers lower their own priority, where the system lets a thread do so."""
 
 _log = logging.getLogger("actiscope")
 _serving: ContextVar[bool] = ContextVar("serving", default=False)
@@ -401,8 +397,8 @@ class Queue:
             run.dropped()
 
     def _worker(self) -> None:
-        if sys.platform == "linux":  # there a thread has a priority of its own, and its torch threads inherit it
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        # of the same priority as all: a thread of a lower one is put aside while it holds the interpreter's lock, and
+        # those it should give way to wait for it
         while (run := self._take()) is not None:
             try:
                 Context().run(self._serve, run)
