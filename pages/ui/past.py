@@ -133,4 +133,5 @@ def _lines(experiment: Experiment) -> list[str]:
     changes = ", ".join(map(str, experiment.interventions)) or "none"
     sample = experiment.sample
     name = show.plain(sample.text[:200]) if isinstance(sample, Prompt) else show.plain(str(sample)[:400])
-    return [f"model: {experiment.model}", f"input: {name}", f"changes: {changes}", f"lens: {experiment.lens}"]
+    model, changes, lens = map(show.plain, (experiment.model, changes, str(experiment.lens)))
+    return [f"model: {model}", f"input: {name}", f"changes: {changes}", f"lens: {lens}"]
