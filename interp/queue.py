@@ -299,10 +299,10 @@ class Queue:
                     f"try again in {spoken(self._next(now, visitor))}. Nothing is lost.",
                 )
             if limits.waiting and len(self._waiting) >= limits.waiting:
+                they = f"{len(self._waiting)} long run{'s wait' if len(self._waiting) > 1 else ' waits'}"
                 raise self._full(
                     "queue",
-                    f"The queue is full: {len(self._waiting)} long run{'s wait' if len(self._waiting) > 1 else ' waits'}; "
-                    f"try again in {spoken(self._next(now))}. Nothing is lost.",
+                    f"The queue is full: {they}; try again in {spoken(self._next(now))}. Nothing is lost.",
                 )
             self._number += 1
             run.number, run.since = self._number, now
