@@ -16,7 +16,7 @@ from interp.model import LanguageModel, Model, VisionModel
 from interp.results import FeaturePage
 from interp.samples import Image, Prompt, PromptPair, Target
 from interp.sites import Site
-from pages.ui import share
+from pages.ui import share, show
 from pages.ui.bench import Bench, Chip, bench, change, embedded, kind_of, undo, use_model
 from pages.ui.controls import controls, sae_name, site_name
 from pages.ui.inputs import gallery_cards, uploader
@@ -184,7 +184,7 @@ def _set_chip(index: int, chip: Chip | None) -> None:
 
 def _intervention_chip(index: int, chip: Chip, model: Model) -> None:
     method = METHODS[chip.call.method]
-    text = in_words(chip.call, model)
+    text = show.plain(in_words(chip.call, model))  # a label is Markdown too
     with st.popover(text if chip.on else f"~~{text}~~", icon=":material/tune:", help=method.doc.summary):
         st.session_state[f"on:{index}"] = chip.on
         st.toggle(
