@@ -70,6 +70,10 @@ def test_a_click_on_a_guess_makes_it_the_target_and_shift_the_foil(visit: Any) -
     page.locator(".guess").nth(0).click(modifiers=["Shift"])
     idle(page)
     expect(page.locator(".guess").nth(0)).to_have_class(re.compile("second"))
+    run = page.get_by_role("button", name="Run it")  # a machine that is busy asks before what takes a second
+    expect(page.locator(".legend").or_(run).first).to_be_visible()
+    if run.count():
+        run.click()
     expect(page.locator(".legend").first).to_contain_text("over")
 
 
