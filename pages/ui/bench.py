@@ -8,7 +8,7 @@ import gc
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 import streamlit as st
@@ -242,9 +242,10 @@ def take_along(kind: type, lens: str = "") -> None:
 
 def load(kind: type[M]) -> M | None:
     """The model on the bench, or None and a sentence why it can't be had, or can't be used here."""
-    from pages.ui import downloads
-
-    from pages.ui import show  # imports this module
+    from pages.ui import (
+        downloads,
+        show,  # imports this module
+    )
 
     try:
         if downloads.needed(bench().model):
@@ -364,7 +365,7 @@ def _served(call: Call, model: Any) -> Call:
 def read_url() -> None:
     """Fill the bench from a URL that this page did not write itself; else with the first sight."""
     arrived = {key: st.query_params.get_all(key) for key in st.query_params}
-    if "model" in arrived and arrived != st.session_state.get("url"):
+    if not st.session_state.pop("again", False) and "model" in arrived and arrived != st.session_state.get("url"):
         try:
             experiment = Experiment.from_url(
                 "&".join(_pair(key, each) for key, values in arrived.items() for each in values)
@@ -379,6 +380,13 @@ def read_url() -> None:
             st.session_state["problem"] = str(problem)
     if "bench" not in st.session_state:
         st.session_state["bench"] = first()
+
+
+def again() -> NoReturn:
+    """From a fragment, run the whole page with the bench as it is: a fragment that was asked for while the page still
+    ran knows only the URL of before, which would be taken for one that just arrived."""
+    st.session_state["again"] = True
+    st.rerun()
 
 
 def open_snapshot(found: snapshot.Snapshot) -> str:

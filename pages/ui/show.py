@@ -21,7 +21,7 @@ from interp.samples import Image
 from interp.sites import Node
 from kernels.superpixels import superpixels
 from pages.ui import components, jobs
-from pages.ui.bench import bench, headline, reproduced, reshow
+from pages.ui.bench import again, bench, headline, reproduced, reshow
 
 SIDE = 640
 
@@ -310,15 +310,15 @@ def waiting(experiments: list[Experiment], stopped: Callable[[], object]) -> Non
             return
         running = [each for each in states if isinstance(each, jobs.Job)]
         if not running:
-            st.rerun()
+            again()
         failed = next((each for each in running if each.error), None)
         if failed is not None:
             if not over:
-                st.rerun()
+                again()
             st.warning(plain(failed.error), icon=":material/info:")
             if failed.again and st.button("Try again", key="again", icon=":material/refresh:"):
                 jobs.again(failed.experiment)
-                st.rerun()
+                again()
             return
         job = next((each for each in running if each.place is None), None)
         if job is None:
@@ -338,7 +338,7 @@ def waiting(experiments: list[Experiment], stopped: Callable[[], object]) -> Non
             for each in running:
                 jobs.stop(each.experiment)
             stopped()
-            st.rerun()
+            again()
 
     bar()
 

@@ -17,7 +17,7 @@ from interp.results import Heatmap, Table
 from interp.samples import Image, Target, gallery
 from pages.ui import components, jobs, share, show
 from pages.ui.bar import add, choose_lens
-from pages.ui.bench import bench, change, embedded, remember, reshow, restyle
+from pages.ui.bench import again, bench, change, embedded, remember, reshow, restyle
 from pages.ui.controls import site_name
 from pages.ui.inputs import uploader
 
@@ -279,7 +279,7 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
     @st.fragment(run_every=0.7 if slow and asked else None)
     def grid() -> None:
         if st.session_state.pop("picked", False):
-            st.rerun()  # a click inside a fragment runs the fragment alone
+            again()  # a click inside a fragment runs the fragment alone
         picture, items, running = show.picture_of(experiment), [], 0
         for key, each in experiments.items():
             item: dict[str, Any] = {
@@ -321,7 +321,7 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
             items.append(item)
         components.cards("methods", items, picked, "Methods", least=118, shape=picture.width / picture.height)
         if slow and asked and not running:
-            st.rerun()
+            again()
 
     grid()
     if slow and not asked:

@@ -85,6 +85,19 @@ def test_what_is_no_region_is_left_out(region: str) -> None:
     assert benches.viewed(experiment, {"off": ["x", "0:", "0:nothing{}", "-1:steer", "0:grad_cam"]}).chips == ()
 
 
+def test_a_fragment_that_begins_the_page_again_brings_no_old_url_back() -> None:
+    app = opened("prompts", v="1", model="stories", prompt="One prompt", lens="next_tokens")
+    mine = dataclasses.replace(app.session_state["bench"], sample=Prompt("Another prompt"))
+    app.session_state["bench"], app.session_state["url"] = mine, {"as": ["written a moment ago"]}
+    app.session_state["again"] = True
+    assert app.run().session_state["bench"] == mine
+    # without that word an unknown URL is a link that arrives
+    app.session_state["url"] = {}
+    for key, value in {"prompt": "A third prompt", "lens": "next_tokens"}.items():
+        app.query_params[key] = value
+    assert app.run().session_state["bench"].sample == Prompt("A third prompt")
+
+
 def test_a_fingerprint_tells_other_numbers_from_rounding() -> None:
     values = np.random.default_rng(0).normal(size=(7, 7))
     result = Heatmap(values, (224, 224))
