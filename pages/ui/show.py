@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -423,4 +424,6 @@ def _count(n: float, what: str) -> str:
 
 def plain(text: str) -> str:
     """Text from anywhere, with nothing left that Markdown would take as its own."""
+    # addresses become links whatever is escaped; a word joiner, which nobody sees, makes them none
+    text = re.sub(r"(://|www(?=\.)|@)", "\\1\u2060", text, flags=re.IGNORECASE)
     return "".join("\\" + each if each in "\\`*_{}[]()#+-.!|$:<>~" else each for each in text)
