@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,13 @@ class Watched:
         self.check(path[:80])
         return self.page
 
+    def history(self) -> None:
+        """The history of this very visit."""
+        self.page.get_by_role("link", name="History").first.click()
+        self.page.wait_for_url(re.compile("history"))
+        idle(self.page, timeout=120)
+        self.check("history")
+
     def check(self, where: str) -> None:
         """Nothing ran, nothing was asked for elsewhere, nothing grew, nothing sticks out."""
         page, own = self.page, urlsplit(self.server.address).netloc
@@ -109,7 +115,10 @@ def test_hostile_texts_on_the_pages(visit: Any, server: Server) -> None:
                     labels=packed(MARKUP["image with onerror"])))  # fmt: skip
     watched.go(link("steering", prompt=WHOLE[:400], lens="side_effects",
                     do='steer{"direction":"stories/sentiment","layer":2,"strength":-0.5}'))  # fmt: skip
-    watched.go("/history")
+    words = json.dumps({"sae": "stories/resid_post.2", "words": MARKUP["image of elsewhere"]})
+    watched.go(link("features", prompt=WHOLE[:300], lens="feature_search" + words))
+    watched.history()
+    expect(watched.page.get_by_text("outside.invalid").first).to_be_visible()
 
 
 def test_hostile_links_get_a_sentence_and_no_markup(visit: Any, server: Server) -> None:
@@ -157,8 +166,7 @@ def test_a_hostile_model_and_the_name_of_a_file(visit: Any, server: Server, tmp_
     page.locator('input[type="file"]').first.set_input_files(str(upload))
     idle(page)
     watched.check("an upload")
-    shutil.rmtree(folder)
-    watched.go("/history")
+    watched.history()
 
 
 @pytest.mark.slow
