@@ -411,17 +411,21 @@ def _facts(element: Element) -> Iterator[tuple[str, str]]:
     own = getattr(element, kind)
     if kind == "bidi_component":
         data, name = json.loads(own.json or own.mixed.json or "null"), key_of(own.id)
+        if name == "ladder":  # through another lens where the chosen one would take long
+            name = f"ladder:{data.pop('label')}"
         if isinstance(data.get("items"), list):
             for at, item in enumerate(data.pop("items")):
                 if "wait" not in item:
                     yield f"?{name}:{item.get('key', at)}", _short(json.dumps(item, sort_keys=True))
         if name.startswith("strip:") and any("score" in each for each in data["tokens"]):
             yield f"?{name}:marks", _short(json.dumps([data.pop("note"), [e.pop("score") for e in data["tokens"]]]))
-        yield f"component:{name}", _short(json.dumps(data, sort_keys=True))
+        paced = "?" if name.startswith("ladder") else ""
+        yield f"{paced}component:{name}", _short(json.dumps(data, sort_keys=True))
     elif kind in ("markdown", "text", "alert", "heading"):
         for part in COST.sub("", own.body).split(" · ") if len(own.body) < 2000 else [own.body]:
             check = CHECK.match(part)
-            yield (f"?check:{check[1]}", part) if check else (f"{kind}:{_short(part)}", "")
+            paced = "?" if part.startswith("##### Through the layers") else ""
+            yield (f"?check:{check[1]}", part) if check else (f"{paced}{kind}:{_short(part)}", "")
     elif kind == "imgs":
         yield "image:" + " ".join(each.url for each in own.imgs), ""
     elif kind == "plotly_chart":
