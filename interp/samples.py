@@ -257,7 +257,8 @@ def _check_size(picture: PIL.Image.Image) -> None:
     """Refuse from the header, before any memory is spent, what is too large, or would take too long."""
     width, height = picture.size
     most = settings.SETTINGS.pixels
-    codec, _, _, args = picture.tile[0] if getattr(picture, "tile", None) else ("", None, 0, "")
+    tile = next(iter(getattr(picture, "tile", ())), None)
+    codec, args = (tile[0], tile[3]) if tile else ("", "")
     if picture.format in ("TIFF", "WEBP") or "16" in str(args) or picture.mode[0] in "IF":
         most //= 2  # these take twice the time and memory
     if width * height > most:
