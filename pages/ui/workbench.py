@@ -13,6 +13,7 @@ from interp.experiment import Call, Experiment
 from interp.figures import FINE, scale_of
 from interp.methods import METHODS
 from interp.model import VisionModel
+from interp.queue import Full
 from interp.results import Heatmap, Table
 from interp.samples import Image, Target, gallery
 from pages.ui import components, jobs, share, show
@@ -296,6 +297,9 @@ def _grid(model: VisionModel, experiment: Experiment) -> None:
                     item["wait"], item["note"] = f"about {seconds:.0f} s" if seconds >= 1 else "about 1 s", "slow"
                 else:
                     state = jobs.later(each) if key in slow else jobs.run(each)
+            except Full as problem:  # asked for again while the others run
+                own = problem.reason == "share"
+                item["wait"] = "after those before it" if own else str(problem).partition(";")[0]
             except Unsuitable as problem:
                 item["wait"] = str(problem)[:90]
             if isinstance(state, Heatmap):
