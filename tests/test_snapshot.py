@@ -262,7 +262,8 @@ def forged(**changed: Any) -> str:
     "changed",
     [
         {"view": [1]}, {"view": {"a": "b", "c": 3}}, {"view": {"a": [1]}}, {"title": "x" * 500}, {"title": 3},
-        {"parts": 3}, {"parts": ["../x"]}, {"parts": [3]}, {"numbers": "ab" * 32}, {"numbers": 5}, {"experiment": "{}"},
+        {"parts": 3}, {"parts": ["../x"], "numbers": ""}, {"parts": [3], "numbers": ""}, {"numbers": "ab" * 32},
+        {"numbers": 5}, {"experiment": "{}"},
         {"experiment": ""}, {"experiment": "[" * 5000}, {"experiment": None}, {"kind": None}, {"v": 99}, {"v": None},
         {"places": []},
         {"places": {"../../x": "ab" * 32}}, {"places": {"directions/../../x.safetensors": "ab" * 32}},
@@ -290,9 +291,9 @@ def test_a_snapshot_of_another_version_says_so() -> None:
 def test_an_artefact_that_is_none_is_not_put_into_the_store(kind: str, replica: Callable[[str], Path]) -> None:
     digest = store.keep_blob(b"no safetensors")
     name = f"saes/{'0' * 16}/{snapshot.sae.CONFIG}" if kind == "saes" else f"{kind}/{'ab' * 32}.safetensors"
-    id = forged(places={name: digest}, parts=[digest])
+    id = forged(places={name: digest}, parts=[digest], numbers="")
     replica("two")
-    with pytest.raises(Unsuitable, match="is damaged"):
+    with pytest.raises(Unsuitable, match="kept with this link is damaged"):
         snapshot.read(id)
     assert not [path for path in replica("two").rglob("*") if path.is_file()]
 
@@ -302,8 +303,8 @@ def test_a_photo_that_is_none_of_ours_is_not_decoded() -> None:
     PIL.Image.new("1", (20_000, 1_000)).save(buffer, "PNG")
     bomb = Experiment("photos", Image(buffer.getvalue()), Call("grad_cam"))
     digest = store.keep_blob(buffer.getvalue())
-    with pytest.raises(Unsuitable, match="damaged"):
-        snapshot.read(forged(experiment=bomb.to_json(), parts=[digest]))
+    with pytest.raises(Unsuitable, match="photo kept with this link is damaged"):
+        snapshot.read(forged(experiment=bomb.to_json(), parts=[digest], numbers=""))
 
 
 def test_flipped_bits_are_never_another_result(replica: Callable[[str], Path]) -> None:
