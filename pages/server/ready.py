@@ -92,7 +92,7 @@ def _ask_store() -> str:
     from interp import storage
 
     try:
-        storage.shared().get("ready")
+        storage.shared().get("ready/store")
     except Exception as error:
         logs.event("store", **logs.described(error))
         return "the shared store does not answer"
