@@ -64,6 +64,21 @@ def fetch(name: str) -> Path:
         return _FETCHED[name]
 
 
+def pinned(name: str) -> str:
+    """The name with the commit that it stands for, for a link that means the same weights for ever.
+
+    What a release stands for is kept by SAELens's list, which names no commits.
+
+    Raises:
+        Unsuitable: as `fetch` does.
+    """
+    if not name.startswith("hub:"):
+        return name
+    repository, revision, path = _repository(name)
+    place = "/".join(filter(None, (repository, path)))
+    return f"hub:{place}@{hub.listing(repository, revision).commit}"
+
+
 def releases(model: Model) -> list[tuple[str, str, str | None]]:
     """SAELens's pretrained SAEs for that model, without those that can't be opened here (pickled ones, temporal ones).
 

@@ -88,6 +88,20 @@ def test_a_commit_is_asked_for_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     assert not hub.asked
 
 
+def test_a_name_with_its_commit_means_the_same_when_the_branch_has_moved(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = save(hub.root / "owner/some/x", seed=0)
+    name = sae_hub.pinned("hub:owner/some/x")
+    assert name == f"hub:owner/some/x@{COMMITS['main']}" == sae_hub.pinned(name) and sae.NAME.fullmatch(name)
+    save(hub.root / "owner/next/x", seed=1)
+    hub.move("owner/some", hub.root / "owner/next")
+    restart(monkeypatch)
+    assert torch.equal(sae.load(name).W_enc, weights["W_enc"])
+    assert not torch.equal(sae.load("hub:owner/some/x").W_enc, weights["W_enc"])
+    assert sae_hub.pinned("release:a/b") == "release:a/b"
+
+
 def test_what_moved_is_fetched_anew_by_the_next_process(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     save(hub.root / "owner/some/x", seed=0)
     sae.load("hub:owner/some/x")

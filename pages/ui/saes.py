@@ -83,8 +83,8 @@ def _add(model: Model) -> None:
             elif same:
                 kept = _keep(sae_hub.fetch(named), model, True)
             else:
-                sae.load(named).check(model)
-                kept = named
+                kept = sae_hub.pinned(named)
+                sae.load(kept).check(model)
     except Unsuitable as problem:
         st.warning(show.plain(str(problem)), icon=":material/info:")
         return
