@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ EVERY = 600.0
 """Seconds between two sweeps of a process."""
 LOCAL = ("transport", "directions", "tasks", "indexes", "saes", "numbers")
 """The folders of the store that hold fits: they can be made again, or come back with a link that needs them."""
-TEMPORARY = ".new"
+TEMPORARY, SWEEPER = ".new", "sweep"
 TIMEOUT, PAUSE = 2.4, 5.0
 """Seconds for one request to an S3 store; and for which it isn't asked again after one that failed."""
 OBJECTS = ("data", "used")
@@ -251,7 +251,7 @@ class S3:
             },
             config={"endpoint": endpoint} if endpoint else {},
         )  # fmt: skip
-        self._noted: OrderedDict[str, float] = OrderedDict()
+        self._noted: dict[str, float] = {}
         self._down = 0.0
 
     def get(self, key: str) -> bytes | None:
@@ -284,10 +284,9 @@ class S3:
             found = self._settled(key)
         if "data" not in found:
             return False
+        if len(self._noted) > 10_000:
+            self._noted.clear()
         self._noted[key] = self._used(found)
-        self._noted.move_to_end(key)
-        while len(self._noted) > 10_000:
-            self._noted.popitem(last=False)
         return True
 
     def put(self, key: str, data: bytes) -> None:
@@ -565,8 +564,8 @@ def _size(path: Path) -> int:
 def tended() -> None:
     """Sweep from now on, every ten minutes, in the background of this process; asked for again it does nothing."""
     with _tending:
-        if not any(thread.name == "sweep" and thread.is_alive() for thread in threading.enumerate()):
-            threading.Thread(target=_tend, name="sweep", daemon=True).start()
+        if not any(thread.name == SWEEPER and thread.is_alive() for thread in threading.enumerate()):
+            threading.Thread(target=_tend, name=SWEEPER, daemon=True).start()
 
 
 _tending = threading.Lock()

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,15 @@ def test_the_storage_of_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 # ----------------------------------------------------------------------------------------------------------------- S3
 
 
+def test_many_entries_come_in_pages(server: s3.Server) -> None:
+    server.objects |= {f"some/prefix/blobs/aa/{n}/data": (b"1234", 1e9 + n) for n in range(2345)}
+    server.objects |= {f"some/prefix/blobs/aa/{n}/used": (b"", 2e9 + n) for n in range(0, 2345, 3)}
+    server.objects["some/other/blobs/aa/x/data"] = b"1234", 1e9
+    found = {each.key: each for each in S3(server.url).entries()}
+    assert len(found) == 2345 and len(server.requests) == 4 and sum(each.size for each in found.values()) == 4 * 2345
+    assert found["blobs/aa/3"].used == 2e9 + 3 and found["blobs/aa/4"].used == 1e9 + 4
+
+
 def test_a_request_that_fails_is_tried_once_more(server: s3.Server) -> None:
     of = S3(server.url)
     for fault in ("500", "reset", "cut"):
@@ -403,7 +413,7 @@ def test_the_least_recently_used_fits_go_and_those_of_the_last_hour_stay(
 
 def test_the_sweep_runs_in_the_background_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACTISCOPE_STORE", str(tmp_path))
-    done = threading.Event()
+    done, hold = threading.Event(), threading.Event()
     real = storage.time.sleep
 
     def local(most: int) -> int:
@@ -411,8 +421,22 @@ def test_the_sweep_runs_in_the_background_and_once(tmp_path: Path, monkeypatch: 
         return 0
 
     def sleep(seconds: float) -> None:
-        real(0.01 if threading.current_thread().name == "sweep" and not done.is_set() else seconds)
+        if threading.current_thread().name == "a sweep":
+            if done.is_set():
+                raise StopIteration
+            hold.wait(10)
+            seconds = 0
+        real(seconds)
 
+    def sweepers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "a sweep"]
+
+    def tend(real: Callable[[], None] = storage._tend) -> None:
+        with suppress(StopIteration):
+            real()
+
+    monkeypatch.setattr(storage, "SWEEPER", "a sweep")
+    monkeypatch.setattr(storage, "_tend", tend)
     configure(monkeypatch, hosted=True, shared_days=1.0)
     monkeypatch.setattr(storage, "sweep_local", local)
     monkeypatch.setattr(storage.time, "sleep", sleep)
@@ -420,5 +444,7 @@ def test_the_sweep_runs_in_the_background_and_once(tmp_path: Path, monkeypatch: 
     os.utime(tmp_path / "shared" / KEY, (1e9, 1e9))
     for _ in range(3):
         storage.tended()
-    assert done.wait(10) and not keys(storage.shared())
-    assert sum(thread.name == "sweep" for thread in threading.enumerate()) == 1
+    (thread,) = sweepers()
+    hold.set()
+    thread.join(10)
+    assert done.is_set() and not sweepers() and not keys(storage.shared())
