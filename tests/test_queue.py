@@ -134,7 +134,7 @@ def test_shares_of_visitors_who_always_want_more_become_equal(world: World) -> N
 
 
 def test_nobody_waits_for_ever_behind_newcomers(world: World) -> None:
-    """Who used 100 s goes before those who come at most 1000 s later: sooner, because what was used fades."""
+    """Who used 100 s goes before those who come 500 s later."""
     world.hold()
     world.ask("old", "old", 100)
     count = 0

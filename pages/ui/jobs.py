@@ -228,6 +228,7 @@ def run(experiment: Experiment | Fit) -> Result:
         _count("hits")
         return found
     asked = _queue.clock()
+    _refuse_fit(experiment)
     memory.WATCHDOG.start()
     with turn():
         found = known(experiment)  # someone else may have made it meanwhile
@@ -259,6 +260,7 @@ def later(experiment: Experiment | Fit) -> Result | Job:
     key, visitor, payer = key_of(experiment), _visitor(), _payer()
     if (job := _wanted(key, visitor, payer)) is not None:
         return job
+    _refuse_fit(experiment)
     cost = estimate(experiment)
     with turn():
         _refuse_large(experiment)
@@ -283,6 +285,13 @@ def _wanted(key: str, visitor: str, payer: str) -> Job | None:
             return None
         _queue.want(job, visitor, payer)
         return job
+
+
+def _refuse_fit(experiment: Experiment | Fit) -> None:
+    if experiment.lens.method in ("train_sae", "build_index") and not settings.SETTINGS.fits:
+        raise Unsuitable(
+            "This server trains no SAEs and builds no indexes; run Actiscope on your own machine for that."
+        )
 
 
 def _refuse_large(experiment: Experiment | Fit) -> None:

@@ -193,6 +193,14 @@ def test_what_takes_too_much_memory_is_refused_before_it_runs(monkeypatch: pytes
     assert warning.startswith("This takes about 3\\.0 GB of memory, and 1\\.5 GB are free here") and not jobs._jobs
 
 
+@pytest.mark.parametrize("long", [True, False])
+def test_a_server_for_strangers_trains_nothing(limits: Any, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
+    limits(fits=False)
+    monkeypatch.setattr(jobs, "estimate", lambda experiment: 5.0 if long else 0.1)
+    fit = Work("fit", lambda: pytest.fail("it ran"), lens=Call("build_index", name="x"))
+    assert opened(fit).warning[0].value.startswith("This server trains no SAEs")
+
+
 def test_a_deadline_is_told_for_long_and_for_short_runs(limits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     limits(seconds=0.05)
     opened(Work("long", endless))
