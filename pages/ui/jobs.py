@@ -99,9 +99,10 @@ class Job(Run):
         try:
             memory.WATCHDOG.start()
             _refuse_large(self.experiment)
+            worked = time.thread_time()
             with watch(self.report, self.cancel, settings.SETTINGS.seconds or None):
                 result = self.experiment.run()
-            _keep(self.experiment, result, self._taken())
+            _keep(self.experiment, result, self._taken(), time.thread_time() - worked)
             outcome = "done"
         except Cancelled as reason:
             outcome = "stopped" if self.reason else "cancelled" if self.cancel.is_set() else "deadline"
@@ -234,13 +235,13 @@ def run(experiment: Experiment | Fit) -> Result:
         found = known(experiment)  # someone else may have made it meanwhile
         if found is not None:
             return found
-        start = time.monotonic()
+        start, worked = time.monotonic(), time.thread_time()
         try:
             with watch(seconds=settings.SETTINGS.seconds or None):
                 result = experiment.run()
         except Cancelled as reason:
             raise Unsuitable(str(reason)) from None
-        _keep(experiment, result, time.monotonic() - start)
+        _keep(experiment, result, time.monotonic() - start, time.thread_time() - worked)
     _count("misses")
     _count("done_cheap")
     metrics.observe("computing", _queue.clock() - asked, kind="cheap")
@@ -391,7 +392,8 @@ def _count(what: str) -> None:
 _kept_bytes = 0
 
 
-def _keep(experiment: Experiment | Fit, result: Result, taken: float) -> None:
+def _keep(experiment: Experiment | Fit, result: Result, taken: float, worked: float = float("inf")) -> None:
+    """Keep a result; the pace is that of the processor's time, or all would seem long on a busy server."""
     global _kept_bytes
     model, key = zoo.load(experiment.model), key_of(experiment)
     cost = result.forwards + 2 * result.backwards
@@ -400,7 +402,7 @@ def _keep(experiment: Experiment | Fit, result: Result, taken: float) -> None:
         _results[key] = (result, taken)
         _kept_bytes += _bytes(result)
         if cost >= 1:
-            old, new = _pace.get(model.digest), taken / cost / _length(experiment)
+            old, new = _pace.get(model.digest), min(taken, worked) / cost / _length(experiment)
             _pace[model.digest] = new if old is None else 0.7 * old + 0.3 * new
         while len(_results) > KEEP or (_kept_bytes > settings.SETTINGS.result_bytes and len(_results) > 1):
             _drop(next(iter(_results)))
