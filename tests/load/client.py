@@ -417,8 +417,10 @@ def _facts(element: Element) -> Iterator[tuple[str, str]]:
             for at, item in enumerate(data.pop("items")):
                 if "wait" not in item:
                     yield f"?{name}:{item.get('key', at)}", _short(json.dumps(item, sort_keys=True))
-        if name.startswith("strip:") and any("score" in each for each in data["tokens"]):
-            yield f"?{name}:marks", _short(json.dumps([data.pop("note"), [e.pop("score") for e in data["tokens"]]]))
+        if name.startswith("strip:"):  # its marks are left out where they would take long
+            marks = [data.pop("note"), data.pop("scale"), [each.pop("score", None) for each in data["tokens"]]]
+            if any(each is not None for each in marks[2]):
+                yield f"?{name}:marks", _short(json.dumps(marks))
         paced = "?" if name.startswith("ladder") else ""
         yield f"{paced}component:{name}", _short(json.dumps(data, sort_keys=True))
     elif kind in ("markdown", "text", "alert", "heading"):

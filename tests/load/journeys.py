@@ -116,7 +116,7 @@ def _pixels() -> list[tuple[Step, ...]]:
                 do("click", "add:add_noise")),
         _vision("pixels", "lrp", "photos", "duck", "bird", call("randomize_weights", site={"site": "stage.2"}),
                 do("set", "slider", "look:opacity", value=[0.6])),
-        _vision("pixels", "occlusion", "photos", "hopper", "person", call("add_noise", sigma=0.1, seed=2)),
+        _vision("pixels", "occlusion", "scenes", "scene_pair_a", "ring", call("add_noise", sigma=0.1, seed=2)),
         _vision("pixels", "rise", "scenes", "scene_pair_b", "cross", call("add_noise", sigma=0.1, seed=1)),
         _vision("pixels", "expected_gradients", "scenes", "scene_ring", "ring", ""),
     ]  # fmt: skip

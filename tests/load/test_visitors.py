@@ -49,7 +49,7 @@ async def alone(server: Server, journeys: list[tuple[Step, ...]]) -> list[list[R
         visitor, readings = Visitor(), []
         for step in journey:
             await step.act(visitor, server.address)
-            await visitor.settled(150)
+            await visitor.settled(600)
             readings.append(visitor.reading())
         await visitor.leave()
         found.append(readings)
@@ -95,9 +95,13 @@ class Tally:
 
 async def crowd(
     server: Server, truth: list[list[Reading]], journeys: list[tuple[Step, ...]], visitors: int, seconds: float,
-    seed: int = 0, pause: float = PAUSE,
+    seed: int = 0, pause: float = PAUSE, arriving: float = 0.0,
 ) -> Tally:  # fmt: skip
-    """So many visitors for so long; every answer is compared with the one that a visitor gets alone."""
+    """So many visitors for so long; every answer is compared with the one that a visitor gets alone.
+
+    Args:
+        arriving: seconds over which they come.
+    """
     tally, begin = Tally(), time.monotonic()
     process = psutil.Process(server.process.pid)
     used, own = sum(process.cpu_times()[:2]), time.process_time()
@@ -107,7 +111,7 @@ async def crowd(
 
     async def visit(number: int) -> None:
         chance = random.Random(f"{seed}:{number}")
-        await asyncio.sleep(chance.uniform(0, pause))
+        await asyncio.sleep(chance.uniform(0, arriving))
         while time.monotonic() - begin < seconds:
             # heavy journeys are one action long; so many of them that one action in ten is heavy, where there are any
             among = heavy if heavy and chance.random() < length / (length + 9) else cheap
@@ -136,7 +140,7 @@ async def crowd(
             if step.kind != HEAVY:
                 raise
             if chance.random() < 0.5:  # the others close the tab
-                with suppress(LookupError):
+                with suppress(LookupError, TimeoutError):
                     visitor.click("stop")
                     await visitor.settled(60)
             tally.given_up[step.kind] += 1
@@ -171,12 +175,12 @@ def test_a_crowd_reads_what_each_would_read_alone() -> None:
                          (("VISITORS", "50"), ("SECONDS", "600")))  # fmt: skip
 
     async def all_of_it() -> tuple[Tally, str]:
-        with hosted() as server:
+        with hosted(ACTISCOPE_SECONDS="600") as server:
             truth = await alone(server, JOURNEYS)
         with hosted() as server:
             await alone(server, [next(each for each in JOURNEYS if each[0].kind == kind) for kind in
                                  dict.fromkeys(each[0].kind for each in JOURNEYS) if kind != HEAVY])  # fmt: skip
-            tally = await crowd(server, truth, JOURNEYS, visitors, seconds)
+            tally = await crowd(server, truth, JOURNEYS, visitors, seconds, arriving=min(60.0, seconds / 5))
             assert server.process.poll() is None, server.log()[-4000:]
             return tally, server.log()
 
@@ -199,10 +203,10 @@ def _of(*models: str) -> list[tuple[Step, ...]]:
 
 def _crowd_of(journeys: list[tuple[Step, ...]], visitors: int, seconds: float, pause: float, **more: str) -> Tally:
     async def both() -> Tally:
-        with hosted() as server:
+        with hosted(ACTISCOPE_SECONDS="600") as server:
             truth = await alone(server, journeys)
         with hosted(**more) as server:
-            tally = await crowd(server, truth, journeys, visitors, seconds, pause=pause)
+            tally = await crowd(server, truth, journeys, visitors, seconds, pause=pause, arriving=pause)
             assert "Traceback" not in server.log()
             return tally
 
