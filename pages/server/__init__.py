@@ -19,18 +19,22 @@ from pages.server.ready import lifespan
 
 
 class _ShortLinks:
-    """What is below /s/. It needs models and with them torch, so it is imported when somebody comes, in a thread."""
+    """What is below `SHORT`. It needs models and with them torch: imported when somebody comes, in a thread."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         previews = await asyncio.to_thread(importlib.import_module, "pages.server.previews")
         await Router(previews.ROUTES)(scope, receive, send)
 
 
+# Streamlit puts its own routes below the base path, and leaves others where they are
+SHORT = "/".join(["", *filter(None, (config.get_option("server.baseUrlPath") or "").split("/")), "s"])
+"""Where short links are."""
+
 ROUTES: list[BaseRoute] = [
     Route("/healthz", ready.alive),
     Route("/readyz", ready.answer),
     Route("/metrics", metrics.answer),
-    Route("/s/{rest:path}", _ShortLinks()),
+    Route(f"{SHORT}/{{rest:path}}", _ShortLinks()),
 ]
 MIDDLEWARE = [Middleware(Requests), Middleware(Headers), Middleware(Door, closing=ready.closing)]
 

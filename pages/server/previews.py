@@ -8,12 +8,12 @@ from __future__ import annotations
 import html
 from functools import lru_cache
 
-import streamlit as st
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from interp import Missing, Unsuitable, settings, snapshot, storage
+from pages.server import SHORT
 
 _HOUR, _YEAR = 3600, 31536000
 
@@ -97,7 +97,4 @@ def _last(request: Request, name: str) -> str:
     return request.headers.get(name, "").rpartition(",")[2].strip()
 
 
-_BASE = "/" + (st.get_option("server.baseUrlPath") or "").strip("/")
-_HERE = f"{_BASE.rstrip('/')}/s/{{id:str}}"
-# Streamlit puts its own routes below the base path, and leaves others where they are
-ROUTES: list[BaseRoute] = [Route(_HERE + ".png", _picture), Route(_HERE, _page)]
+ROUTES: list[BaseRoute] = [Route(f"{SHORT}/{{id:str}}.png", _picture), Route(f"{SHORT}/{{id:str}}", _page)]
