@@ -317,7 +317,7 @@ def waiting(experiments: list[Experiment], stopped: Callable[[], object]) -> Non
             if not over:
                 again()
             st.warning(plain(failed.error), icon=":material/info:")
-            if failed.again and st.button("Try again", key="again", icon=":material/refresh:"):
+            if failed.again and st.button("Try again", key="try-again", icon=":material/refresh:"):
                 jobs.again(failed.experiment)
                 again()
             return
