@@ -118,7 +118,9 @@ def test_hostile_texts_on_the_pages(visit: Any, server: Server) -> None:
     words = json.dumps({"sae": "stories/resid_post.2", "words": MARKUP["image of elsewhere"]})
     watched.go(link("features", prompt=WHOLE[:300], lens="feature_search" + words))
     watched.history()
+    watched.page.get_by_role("button", name=re.compile("Feature search")).first.click()
     expect(watched.page.get_by_text("outside.invalid").first).to_be_visible()
+    watched.check("a card of the history")
 
 
 def test_hostile_links_get_a_sentence_and_no_markup(visit: Any, server: Server) -> None:
