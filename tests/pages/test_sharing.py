@@ -9,6 +9,8 @@ import html
 import io
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from typing import Any
 
@@ -29,7 +31,7 @@ from pages.server import cards, previews
 from pages.ui import bench as benches
 from pages.ui import export
 from pages.ui.bench import Bench, Chip, View, first, first_pair, first_prompt, first_steering
-from tests.pages.test_pages import opened
+from tests.pages.test_pages import ROOT, opened
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'><!--"
 PAGES = ("heatmaps", "pixels", "prompts", "circuits", "features", "transport", "steering")
@@ -277,6 +279,16 @@ def test_the_proxies_are_believed_only_where_there_are_some(monkeypatch: pytest.
     assert f'"http://inner.example/s/{id}.png"' in client().get(f"/s/{id}", headers=said).text
     hostile = {"x-forwarded-host": '"><script>alert(1)</script>', "x-forwarded-proto": "javascript"}
     assert "<script" not in client().get(f"/s/{id}", headers=hostile).text
+
+
+def test_a_short_link_lies_below_the_base_path() -> None:
+    assert [each.path for each in previews.ROUTES] == ["/s/{id:str}.png", "/s/{id:str}"]
+    code = (
+        "from streamlit import config; config.set_option('server.baseUrlPath', '/a/lab/'); "
+        "from pages.server import previews; print(*[each.path for each in previews.ROUTES])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.split() == ["/a/lab/s/{id:str}.png", "/a/lab/s/{id:str}"]
 
 
 def test_the_picture_is_the_kept_one_or_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
