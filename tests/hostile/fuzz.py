@@ -172,7 +172,7 @@ def broken_link(draw: random.Random, found: Experiment) -> str:
         pairs[at] = (draw.choice(NASTY), value)
     elif how == 3:
         draw.shuffle(pairs)
-    elif how == 4 and "{" in value:
+    elif how == 4 and key in ("lens", "do") and "{" in value:
         name, _, rest = value.partition("{")
         pairs[at] = (key, name + json.dumps(broken_value(draw, json.loads("{" + rest))))
     else:
