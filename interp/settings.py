@@ -113,7 +113,7 @@ def table() -> str:
             return f"`{value}`" if value else "-"
         if name.endswith("bytes") or name in ("memory", "shared_each"):
             return f"{value / GB:g} GB" if value >= GB // 2 else f"{value / MB:g} MB" if value else "0"
-        return "cores / 2" if name == "heavy" else f"{value:,g}"
+        return "cores / 2" if name == "heavy" else f"{value:,}" if isinstance(value, int) else f"{value:,g}"
 
     rows = ["| variable | | laptop | HOSTED=1 |", "|---|---|---|---|"]
     for each in fields(Settings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import random
@@ -105,7 +104,7 @@ class Folder:
 
     def get(self, key: str) -> bytes | None:
         try:
-            with self._locked(fcntl.LOCK_SH):
+            with self._locked():
                 file = open(self._at(key), "rb")  # noqa: SIM115  (read outside the lock)
                 _note(file)
             with file:
@@ -117,7 +116,7 @@ class Folder:
 
     def use(self, key: str) -> bool:
         try:
-            with self._locked(fcntl.LOCK_SH), open(self._at(key), "rb") as file:
+            with self._locked(), open(self._at(key), "rb") as file:
                 _note(file)
             return True
         except (FileNotFoundError, NotADirectoryError):
@@ -134,7 +133,7 @@ class Folder:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                    with self._locked(fcntl.LOCK_SH):
+                    with self._locked():
                         os.replace(file.name, path)
                 except BaseException:
                     with suppress(OSError):
@@ -147,7 +146,7 @@ class Folder:
     def delete(self, key: str, unused_since: float = float("inf")) -> bool:
         path = self._at(key)
         try:
-            with self._locked(fcntl.LOCK_EX):
+            with self._locked(alone=True):
                 if path.stat().st_mtime > unused_since:
                     return False
                 path.unlink()
@@ -187,8 +186,14 @@ class Folder:
             _settle(folder.parent)
 
     @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
+    def _locked(self, alone: bool = False) -> Iterator[None]:
         """While a sweep looks at a file once more and deletes it, nobody notes a use of it or puts it anew."""
+        try:
+            import fcntl
+        except ImportError:  # Windows, where a file that is open can't be deleted
+            yield
+            return
+        how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
         try:
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as problem:
@@ -402,6 +407,8 @@ def _note(file: IO[bytes]) -> None:
 
 def _settle(folder: Path) -> None:
     """See to it that the names in a folder outlive the power."""
+    if os.name == "nt":  # there a folder can't be opened
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
