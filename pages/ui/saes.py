@@ -17,7 +17,7 @@ from interp.results import Table
 from interp.samples import Image, ImageSet, TextSet, gallery, reference_texts
 from interp.training import ARCHITECTURES, curve
 from pages.ui import jobs, labels, show
-from pages.ui.bench import View, bench, change
+from pages.ui.bench import View, again, bench, change
 from pages.ui.controls import site_name
 
 DONE = "fitted"
@@ -136,7 +136,7 @@ def use(name: str) -> None:
     """Lay an SAE on the bench, with what fires on the sample."""
     change(lens=Call("feature_lookup", sae=name), position=None, view=View())
     st.session_state["own-open"] = False
-    st.rerun()
+    again()
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
@@ -234,7 +234,7 @@ def _fit(fit: jobs.Fit, label: str, key: str, done: Any, watched: Any = None, mo
         return
     st.session_state.pop(asked)
     done(state.text)
-    st.rerun()
+    again()
 
 
 def _seconds(time: float) -> str:

@@ -425,5 +425,5 @@ def _count(n: float, what: str) -> str:
 def plain(text: str) -> str:
     """Text from anywhere, with nothing left that Markdown would take as its own."""
     # addresses become links whatever is escaped; a word joiner, which nobody sees, makes them none
-    text = re.sub(r"(://|www(?=\.)|@)", "\\1\u2060", text, flags=re.IGNORECASE)
+    text = re.sub(r"(://|www(?=\.)|@(?=[-\w]+\.[a-z]))", "\\1\u2060", text, flags=re.IGNORECASE)
     return "".join("\\" + each if each in "\\`*_{}[]()#+-.!|$:<>~" else each for each in text)

@@ -22,7 +22,7 @@ from interp.samples import Contrast, Prompt
 from pages.ui import components, jobs, share, show
 from pages.ui import directions as own
 from pages.ui.bar import AMOUNTS, in_words
-from pages.ui.bench import Chip, bench, change, embedded, first_steering, remember, reshow
+from pages.ui.bench import Chip, again, bench, change, embedded, first_steering, remember, reshow
 from pages.ui.controls import controls
 from pages.ui.prompts import TITLES, ready, visible
 
@@ -675,7 +675,7 @@ def _condition(model: LanguageModel, found: list[Direction], running: list[Any])
                 st.session_state.pop("condition-fit")
             if made is not None:
                 _use_condition(made)
-                st.rerun()
+                again()
     if data is None:
         st.caption("Give examples that meet the condition, and others that do not.")
         return
@@ -887,7 +887,7 @@ def _rivals(call: Call, lens: Call, running: list[Any]) -> None:
     ways |= dict.fromkeys(str(Call("steer", direction=key, strength=strength)) for key in made if key)
     st.session_state["rivals"] = ()
     change(lens=lens.but(ways=tuple(ways)[-12:]))
-    st.rerun()
+    again()
 
 
 COLUMNS = {
