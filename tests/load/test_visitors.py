@@ -22,7 +22,7 @@ from tests.load.client import Gone, Visitor, differences
 from tests.load.journeys import HEAVY, JOURNEYS, PAIRS, Step, call, link
 
 HOSTED = {
-    "HOSTED": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+    "HOSTED": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "ACTISCOPE_MODELS": "8",
     # all visitors come from one address
     "ACTISCOPE_ADDRESS_VISITORS": "0", "ACTISCOPE_ADDRESS_RATE": "0", "ACTISCOPE_VISITOR_SECONDS": "0",
 }  # fmt: skip

@@ -18,6 +18,14 @@ from tests.test_hub import made
 from tests.test_zoo import save
 
 hub = pytest.fixture(serving)
+
+
+@pytest.fixture(autouse=True)
+def nothing_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test's visitor has the same name."""
+    monkeypatch.setattr(downloads, "_coming", {})
+
+
 MAIN = COMMITS["main"]
 
 
