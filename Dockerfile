@@ -1,9 +1,10 @@
-# docker build -t actiscope .                               for the CPU
-# docker build -t actiscope --build-arg VARIANT=cuda .      for NVIDIA GPUs, several GB larger
+# docker build -t actiscope .                                         for NVIDIA GPUs (CUDA)
+# docker build -t actiscope --build-arg TORCH_INDEX=ADDRESS .         for the CPU alone, several GB smaller: ADDRESS is
+#                                                                     that of PyTorch's CPU wheels, named at pytorch.org
 # docker run --read-only --tmpfs /tmp -p 8501:8501 -v actiscope:/data actiscope
 FROM python:3.11-slim
 
-ARG VARIANT=cpu
+ARG TORCH_INDEX=""
 
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -17,13 +18,10 @@ ENV PYTHONUNBUFFERED=1 \
 
 WORKDIR /app
 COPY requirements.txt .
-# PyPI has the build of torch for NVIDIA GPUs; the one for the CPU alone comes from PyTorch.
-RUN case "$VARIANT" in \
-      cpu) index=https://download.pytorch.org/whl/cpu ;; \
-      cuda) index=https://pypi.org/simple ;; \
-      *) echo "VARIANT is cpu or cuda, not $VARIANT" >&2; exit 1 ;; \
-    esac \
- && pip install --no-cache-dir --index-url "$index" "$(grep '^torch==' requirements.txt)" \
+# Torch first, and from there: what is installed already is not taken from elsewhere afterwards. Its version is pinned in
+# requirements.txt.
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' requirements.txt)" \
  && pip install --no-cache-dir -r requirements.txt
 
 RUN useradd --create-home --uid 1000 actiscope \
