@@ -113,7 +113,7 @@ def _kept(photo: bool) -> str:
 
 def _time() -> str:
     days = settings.SETTINGS.shared_days
-    return f"until nobody has opened it for {days:g} days" if days else "until it is deleted"
+    return f"until nobody has opened it for {days:g} days" if days else "for as long as there is room"
 
 
 def _title() -> str:
