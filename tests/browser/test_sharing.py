@@ -30,7 +30,7 @@ def watched(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", [each if each in ("heatmaps", "steering") else pytest.param(each, marks=pytest.mark.slow) for each in PAGES]
+    "name", [each if each == "steering" else pytest.param(each, marks=pytest.mark.slow) for each in PAGES]
 )
 def test_a_file_shows_a_page_without_a_network(name: str, browser: Browser, tmp_path: Path) -> None:
     app = opened(name)

@@ -324,11 +324,6 @@ def _closed_in_the_middle(keys: list[str], rounds: int) -> list[float]:
     return asyncio.run(all_of_it())
 
 
-@pytest.mark.timeout(600)
-def test_a_tab_closed_in_the_middle_leaves_nothing() -> None:
-    _closed_in_the_middle(["rise", "activation_patching"], rounds=1)
-
-
 @pytest.mark.load
 @pytest.mark.timeout(3600)
 def test_a_tab_closed_in_the_middle_of_any_lens_leaves_nothing() -> None:

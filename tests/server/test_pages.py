@@ -31,7 +31,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.mark.browser
 @pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=[] if each in ("prompts", "circuits") else pytest.mark.slow) for each in PAGES]
+    "name", [pytest.param(each, marks=[] if each == "circuits" else pytest.mark.slow) for each in PAGES]
 )
 def test_a_page_needs_nothing_that_the_policy_forbids(server: Server, chromium: Browser, name: str) -> None:
     with chromium.new_context() as context:

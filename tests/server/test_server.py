@@ -134,6 +134,7 @@ def test_a_full_house_lets_in_whoever_waits_and_keeps_whoever_reloads(server: Se
         expect(waiting.get_by_label("Text")).to_be_visible(timeout=30_000)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_page_whose_place_was_taken_while_it_was_away_meets_the_full_house(server: Server, chromium: Browser) -> None:
     away = """const real = window.WebSocket; window.sockets = []; window.away = false;
