@@ -464,7 +464,7 @@ def test_weights_that_are_something_else(folder: Path) -> None:
 
 def test_five_gigabytes_are_refused_before_they_are_read(folder: Path) -> None:
     os.truncate(folder / sae.WEIGHTS, 5 * 2**30)
-    refused("5.0 GB of weights; the limit here is 2 GB (ACTISCOPE_SAE_BYTES)", lambda: sae.read(folder))
+    refused("5.0 GB of weights; the limit here is 2.0 GB (ACTISCOPE_SAE_BYTES)", lambda: sae.read(folder))
     refused("5.0 GB of weights", lambda: sae.keep(folder))
 
 

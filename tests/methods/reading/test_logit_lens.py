@@ -88,7 +88,8 @@ def test_translators_are_fitted_once_on_the_unchanged_model(monkeypatch: pytest.
     model: LanguageModel = tiny.language("gpt2", 3)
     first = tuned_lens(model, PROMPT, texts=TEXTS, fit_steps=20)
     kept = []
-    monkeypatch.setattr(store, "keep_numbers", lambda *_: kept.append(1))
+    write = store._write
+    monkeypatch.setattr(store, "_write", lambda *given: (kept.append(1), write(*given)))
     with model.edit({"resid_post.1": lambda x: x * 2}):
         changed = tuned_lens(model, PROMPT, texts=TEXTS, fit_steps=20)
     assert not kept and changed != first
