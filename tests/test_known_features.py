@@ -8,6 +8,7 @@ from interp import zoo
 from tests.known import PROPERTIES, documents, look
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_known_properties_have_features_that_search_finds_and_that_do_what_they_say() -> None:
     model = zoo.load("stories")

@@ -172,6 +172,7 @@ def test_a_terminal_is_shown_how_far_it_is(tmp_path, capsys, monkeypatch):
     assert "harvesting texts: 1 of 1, 0 s left" in shown and shown.endswith("\r\x1b[K")
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_with_the_same_command_to_the_same_bytes(tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(documents(250, 1, 60)))
     path = spec(tmp_path, {"lens": "direct_logit_attribution", "over": "texts.txt", "model": "stories"})

@@ -92,6 +92,7 @@ def test_the_two_heads_alone_top_every_attribution_of_heads(model: LanguageModel
             assert known > 1 and rest < 0.01 * known, (by, effect)
 
 
+@pytest.mark.slow
 def test_the_recipe_makes_the_weights_that_are_here(tmp_path: Path) -> None:
     recipe = Path(__file__).parents[2] / "assets" / "recipes" / "induction.py"
     subprocess.run([sys.executable, str(recipe), "--out", str(tmp_path)], check=True, capture_output=True, timeout=120)

@@ -58,6 +58,7 @@ def test_a_part_is_patched_and_metric_tokens_and_graph_follow(visit: Any) -> Non
     assert ids(other) == ids(page), "the link holds all of it"
 
 
+@pytest.mark.slow
 def test_every_weighting_answers(visit: Any) -> None:
     page = visit("/circuits")
     for name in ("Flow", "AtP", "AtP*", "EAP-IG", "Exact patching", "Head detectors", "Neuron detectors"):

@@ -168,11 +168,19 @@ def test_a_link_opens_the_view_it_was_made_of(visit: Any) -> None:
     ("query", "text"),
     [
         ("v=1&model=photos&image=chelsea&lens=nonsense", "no method called"),
-        ("v=9&model=photos&image=chelsea&lens=grad_cam", "version"),
-        ("v=1&model=no/such/model&image=chelsea&lens=grad_cam", "can't name a folder"),
-        ("v=1&model=photos&image=nobody&lens=grad_cam", "no image called"),
-        ('v=1&model=photos&image=chelsea&lens=grad_cam{"target":99999}', "classes 0 to"),
-        ('v=1&model=photos&image=chelsea&lens=grad_cam&do=add_noise{"sigma":1e9}', "from 0 to 4"),
+        pytest.param("v=9&model=photos&image=chelsea&lens=grad_cam", "version", marks=pytest.mark.slow),
+        pytest.param(
+            "v=1&model=no/such/model&image=chelsea&lens=grad_cam", "can't name a folder", marks=pytest.mark.slow
+        ),
+        pytest.param("v=1&model=photos&image=nobody&lens=grad_cam", "no image called", marks=pytest.mark.slow),
+        pytest.param(
+            'v=1&model=photos&image=chelsea&lens=grad_cam{"target":99999}', "classes 0 to", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            'v=1&model=photos&image=chelsea&lens=grad_cam&do=add_noise{"sigma":1e9}',
+            "from 0 to 4",
+            marks=pytest.mark.slow,
+        ),
         ('v=1&model=photos&image=chelsea&lens=grad_cam{"site":{"site":"stage.99"}}', "no site"),
         ("v=1&model=photos&image=sha256:" + "0" * 64 + "&lens=grad_cam", "upload the same file"),
     ],
@@ -183,7 +191,14 @@ def test_a_broken_link_gets_one_sentence_and_a_working_page(visit: Any, query: s
     expect(page.get_by_text("encountered an error")).to_have_count(0)
 
 
-@pytest.mark.parametrize("kind", ["text", "truncated", "tiny", "bomb"])
+# what every one of them is told: tests/hostile
+@pytest.mark.parametrize(
+    "kind",
+    [
+        each if each == "bomb" else pytest.param(each, marks=pytest.mark.slow)
+        for each in ("text", "truncated", "tiny", "bomb")
+    ],
+)
 def test_a_bad_upload_gets_one_sentence_and_loses_nothing(visit: Any, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "bad.png"
     if kind == "text":

@@ -33,6 +33,12 @@ def opened(page: str, **query: Any) -> AppTest:
     return app.run()
 
 
+def some(values: list[str], *always: str) -> list[Any]:
+    """Every fifth value as a parameter, and those named; the others only in `make slow`."""
+    chosen = {*values[::5], *always}
+    return [each if each in chosen else pytest.param(each, marks=pytest.mark.slow) for each in values]
+
+
 @pytest.mark.parametrize(
     "page",
     [
@@ -55,7 +61,10 @@ def test_it_opens_without_an_error(page: str) -> None:
     assert app.title
 
 
-@pytest.mark.parametrize("key", sorted(key for key, m in METHODS.items() if m.family == "cam" and key != "score_cam"))
+CAMS = sorted(key for key, m in METHODS.items() if m.family == "cam" and key != "score_cam")
+
+
+@pytest.mark.parametrize("key", some(CAMS, "legrad"))
 def test_every_cam_is_shown(key: str) -> None:
     model = "photos-vit" if key == "legrad" else "photos"
     app = opened("heatmaps", v="1", model=model, image="chelsea", lens=key)
@@ -191,7 +200,7 @@ def test_heads_are_read_as_people_write_them() -> None:
             heads(text)
 
 
-@pytest.mark.parametrize("name", sorted(gallery()))
+@pytest.mark.parametrize("name", some(sorted(gallery())))
 def test_every_sample_can_be_looked_at(name: str) -> None:
     app = opened("heatmaps", v="1", model=gallery()[name]["model"], image=name, lens="grad_cam")
     assert not app.exception and not app.warning

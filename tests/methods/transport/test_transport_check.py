@@ -149,6 +149,7 @@ def test_it_costs_five_forwards_for_each_text() -> None:
     assert transport_check.estimate(model, {}) == (5, 0)
 
 
+@pytest.mark.slow
 def test_of_the_embedded_model_the_transport_costs_least_at_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(transport.SHELF.parent / "recipes"))
     import grammar
