@@ -515,6 +515,7 @@ def grown(small: int, large: int, folder: Path, characters: int) -> tuple[float,
     return peaks[0], peaks[1]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path):
     first, second = grown(100_000, 400_000, tmp_path, 2**14)
     assert second - first < 30

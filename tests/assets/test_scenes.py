@@ -92,6 +92,7 @@ def accuracy(name: str, number: int, correlation: float) -> float:
     return right / number
 
 
+@pytest.mark.slow
 def test_scenes_reads_fresh_scenes() -> None:
     assert accuracy("scenes", 400, 0.0) >= 0.98
 

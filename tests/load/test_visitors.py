@@ -224,6 +224,7 @@ def _crowd_of(journeys: list[tuple[Step, ...]], visitors: int, seconds: float, p
     return asyncio.run(both())
 
 
+@pytest.mark.load
 @pytest.mark.timeout(600)
 def test_a_few_visitors_on_models_that_push_each_other_out_of_memory() -> None:
     journeys = _of("stories-gpt2", "induction", "stories-moe", "scenes-shortcut")

@@ -371,7 +371,9 @@ def test_whatever_was_typed_can_be_drawn(text: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ embedded
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [each if each in ("heatmaps", "steering") else pytest.param(each, marks=pytest.mark.slow) for each in PAGES]
+)
 def test_inside_another_page_there_is_the_figure_and_a_way_out(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(st.context), "is_embedded", property(lambda self: True))
     app = opened(page)
