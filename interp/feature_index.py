@@ -394,7 +394,7 @@ def build(
     source = _source(model, sae, data, name, reader)
     key = store.key_of("feature index", VERSION, model.digest, sae.digest, source.digest, reader.context, seed)
     path = folder() / f"{key}.safetensors"
-    with store._lock(key):
+    with progress.alone(key):
         if path.exists():
             return Index(path)
         part = path.with_suffix(".part.safetensors")

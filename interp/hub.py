@@ -96,7 +96,6 @@ KEPT: list[Callable[[], Iterable[Kept]]] = []
 """Functions that tell what else was made of downloads."""
 _listings: OrderedDict[str, Listing] = OrderedDict()
 _using: Counter[str] = Counter()
-_alone: dict[str, tuple[threading.Lock, list[int]]] = {}
 _lock = threading.Lock()
 _slots = threading.BoundedSemaphore(2)
 
@@ -211,26 +210,6 @@ def fetch(label: str, found: Listing, files: Iterable[str]) -> Path:
     finally:
         _using[found.name] -= 1
     return found.folder
-
-
-@contextmanager
-def alone(name: str) -> Iterator[None]:
-    """One at a time for a name; whoever asks for the same meanwhile waits, and can be stopped."""
-    with _lock:
-        lock, count = _alone.setdefault(name, (threading.Lock(), [0]))
-        count[0] += 1
-    try:
-        while not lock.acquire(timeout=0.1):
-            progress.check()
-        try:
-            yield
-        finally:
-            lock.release()
-    finally:
-        with _lock:
-            count[0] -= 1
-            if not count[0]:
-                _alone.pop(name, None)
 
 
 @contextmanager

@@ -127,3 +127,27 @@ def _tell(progress: Progress) -> None:
         if each.report is not None:
             each.report(progress)
         each = each.outer
+
+
+_alone: dict[str, tuple[threading.Lock, list[int]]] = {}
+_alone_lock = threading.Lock()
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """One at a time for a name; whoever asks for the same meanwhile waits, and can be stopped."""
+    with _alone_lock:
+        lock, count = _alone.setdefault(name, (threading.Lock(), [0]))
+        count[0] += 1
+    try:
+        while not lock.acquire(timeout=0.1):
+            check()
+        try:
+            yield
+        finally:
+            lock.release()
+    finally:
+        with _alone_lock:
+            count[0] -= 1
+            if not count[0]:
+                _alone.pop(name, None)

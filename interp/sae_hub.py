@@ -56,7 +56,7 @@ def fetch(name: str) -> Path:
     """
     if not sae.NAME.fullmatch(name) or not name.startswith(("hub:", "release:")) or ".." in name:
         raise Unsuitable(f"{name[:80]!r} names no SAE of Hugging Face (hub:owner/repository/folder).")
-    with hub.alone(name):
+    with progress.alone(name):
         if name not in _FETCHED or not _whole(_FETCHED[name]):
             _FETCHED[name] = _fetch(name)
         else:

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -21,13 +20,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from interp import Unsuitable, storage
+from interp import Unsuitable, progress, storage
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 LARGEST = 2**30
 """The arrays of a fit take less than this, unpacked."""
-_locks: dict[str, threading.Lock] = {}
-_locks_lock = threading.Lock()
 
 
 def folder() -> Path:
@@ -110,7 +107,7 @@ def unpacked(data: bytes, most: int) -> dict[str, np.ndarray]:
 
 def artefact(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of a fit by its key, kept on this machine; made once, by whoever asks first, while others wait."""
-    with _lock(key):
+    with progress.alone(key):
         try:
             found = unpacked(_read("numbers", key) or b"", LARGEST)
         except Unsuitable:  # absent, or damaged
@@ -202,11 +199,6 @@ def _read(kind: str, digest: str) -> bytes | None:
         return _path(kind, digest).read_bytes() if DIGEST.fullmatch(digest) else None
     except FileNotFoundError:
         return None
-
-
-def _lock(key: str) -> threading.Lock:
-    with _locks_lock:
-        return _locks.setdefault(key, threading.Lock())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -19,10 +19,8 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +56,6 @@ STORED = 2 * 2**30
 MEASURED = 131_072
 """How many held-out activations are measured, at most."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_RUNNING: dict[Path, threading.Lock] = {}
 
 
 @dataclass(frozen=True)
@@ -724,7 +721,7 @@ def train(spec: Spec, folder: Path, label: str = "Training") -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder.resolve()):
+    with progress.alone(f"train {folder.resolve()}"):
         done, asked = folder / "sae", folder / "spec.json"
         if asked.exists() and asked.read_text() != spec.json:
             raise Unsuitable(f"{folder.name} holds a training with other settings; take another folder.")
@@ -756,18 +753,6 @@ def _run(spec: Spec, folder: Path, label: str) -> None:
         if reason := _last(folder).get("unsuitable"):
             raise Unsuitable(reason)
         raise RuntimeError(f"Training ended with {process.returncode}:\n" + log.read_text()[-2000:])
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """One training in a folder at a time; whoever asks for the same meanwhile waits, and finds it done."""
-    lock = _RUNNING.setdefault(folder, threading.Lock())
-    while not lock.acquire(timeout=0.2):
-        progress.check()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import threading
 import time
@@ -19,7 +20,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from interp import Missing, Unsuitable, hub, settings, store
+from interp import Missing, Unsuitable, hub, progress, settings, store
 from interp.model import LanguageModel, Model, VisionModel
 
 SHELF = Path(__file__).parent.parent / "assets" / "models"
@@ -54,6 +55,11 @@ _refused: dict[str, tuple[float, str]] = {}
 _lock = threading.Lock()
 # from_pretrained touches settings of the whole process, so only one runs at a time
 _one_at_a_time = threading.Lock()
+
+if settings.SETTINGS.hosted and "OMP_NUM_THREADS" not in os.environ:
+    # many runs at once: a core for each gives more answers in a second than all cores for one after the other, and
+    # every answer the same bits however busy the server is
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def load(name: str | Path, device: str | None = None, dtype: torch.dtype | None 
     key = (full, str(device or "cpu"), str(dtype or torch.float32))
     model = _here(key)
     if model is None:
-        with hub.alone(f"load {key}"):  # whoever asks for the same model meanwhile waits here and finds it loaded
+        with progress.alone(f"load {key}"):  # whoever asks for the same model meanwhile waits here and finds it loaded
             model = _here(key)
             if model is None:
                 model = _load(folder or full, device, dtype)
@@ -169,7 +175,7 @@ def pin(name: str, anew: bool = False) -> str:
     if hub.COMMIT.fullmatch(revision) and not anew:
         hub.permitted(repository, revision)
         return name
-    with hub.alone(f"pin {name}"):
+    with progress.alone(f"pin {name}"):
         if name in _pinned and not anew:
             hub.permitted(repository, revision)
             return _pinned[name]

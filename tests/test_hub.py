@@ -23,7 +23,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import close_session
 
-from interp import Unsuitable, sae_hub, settings, zoo
+from interp import Unsuitable, progress, sae_hub, settings, zoo
 from interp import hub as real
 from interp.experiment import Call, Experiment
 from interp.progress import Cancelled, Progress, watch
@@ -390,7 +390,7 @@ def test_many_who_ask_at_once_wait_for_one_download(hub: Hub) -> None:
     names = ["owner/good", f"owner/good@{MAIN}", "owner/good@main", "owner/good"]
     with ThreadPoolExecutor(4) as pool:
         models = set(map(id, pool.map(zoo.load, names)))
-    assert len(models) == 1 and len(hub.weights) == 1 and not real._alone and not any(real._using.values())
+    assert len(models) == 1 and len(hub.weights) == 1 and not progress._alone and not any(real._using.values())
 
 
 def test_two_programs_that_want_the_same_file_bring_it_once(hub: Hub) -> None:

@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
-from interp import Unsuitable, sae, sae_hub, settings
+from interp import Unsuitable, progress, sae, sae_hub, settings
 from interp import hub as real
 from interp.progress import Cancelled, Progress, watch
 from interp.sites import Site
@@ -233,7 +233,7 @@ def test_progress_and_cancel_in_the_middle_of_a_file(hub: Hub) -> None:
 
 
 def test_whoever_waits_for_another_can_stop(hub: Hub) -> None:
-    with real.alone("hub:owner/some/x"), ThreadPoolExecutor(1) as pool:
+    with progress.alone("hub:owner/some/x"), ThreadPoolExecutor(1) as pool:
 
         def wait() -> None:
             with watch(seconds=0.3):

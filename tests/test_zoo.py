@@ -28,7 +28,7 @@ from transformers.models.efficientnet.image_processing_pil_efficientnet import E
 from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from interp import Missing, Unsuitable, hub, settings, zoo
+from interp import Missing, Unsuitable, progress, settings, zoo
 from interp.experiment import Call, Experiment
 from interp.methods import METHODS
 from interp.model import LanguageModel, VisionModel
@@ -337,7 +337,7 @@ def test_eight_threads_asking_for_one_model_load_it_once(tmp_path: Path, monkeyp
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(count) == 1 and len(found) == 8 and len({id(each) for each in found}) == 1 and not hub._alone
+    assert len(count) == 1 and len(found) == 8 and len({id(each) for each in found}) == 1 and not progress._alone
 
 
 def test_a_failed_load_is_tried_again_and_leaves_nothing(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_failed_load_is_tried_again_and_leaves_nothing(tmp_path: Path) -> None
     (folder / "config.json").write_text("{")
     for _ in range(3):
         refused(folder)
-    assert not hub._alone and not zoo._loaded
+    assert not progress._alone and not zoo._loaded
     (folder / "config.json").write_text(config)
     assert isinstance(zoo.load(str(folder)), VisionModel)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
-import os
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import streamlit as st
-import torch
 
 from interp import Unsuitable, circuit, memory, settings, store, zoo
 from interp.experiment import Call, Experiment
@@ -47,11 +45,6 @@ _results: OrderedDict[str, tuple[Result, float]] = OrderedDict()
 _jobs: dict[str, Job] = {}
 _pace: dict[str, float] = {}
 _counts: defaultdict[str, float] = defaultdict(float)
-
-if settings.SETTINGS.hosted and "OMP_NUM_THREADS" not in os.environ:
-    # many runs at once: a core for each gives more answers in a second than all cores for one after the other, and
-    # every answer the same bits however busy the server is
-    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
-from interp import Unsuitable, directions, hooks, store
+from interp import Unsuitable, directions, hooks, progress
 from interp.directions import Direction
 from interp.model import LanguageModel
 from interp.samples import Contrast
@@ -51,7 +51,7 @@ def answered(model: LanguageModel, data: Contrast) -> list[Answered]:
 
 def kept(key: str, make: Callable[[], Direction]) -> str:
     """The key, under which what `make` finds on the unchanged model is kept, unless it is already."""
-    with store._lock(key):
+    with progress.alone(key):
         if not (directions.folder() / f"{key}.safetensors").exists():
             with hooks.alone():
                 directions.keep(make(), key)

@@ -99,7 +99,7 @@ def fitted(
         "direction", directions.VERSION, method, model.digest, data.positive, data.negative, token, settings, seed
     )
     path = directions.folder() / f"{key}.safetensors"
-    with store._lock(key):
+    with progress.alone(key):
         if not path.exists():
             positive, negative = (
                 streams(model, each, token, f"reading {side} examples")

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import Unsuitable, directions, hooks, store
+from interp import Unsuitable, directions, hooks, progress, store
 from interp.directions import Direction
 from interp.method import Range, SAEName, Unset, fit
 from interp.methods.features._saes import TEMPLETON, feature_of, open_index, open_sae
@@ -66,7 +66,7 @@ def sae_direction(
         "direction", directions.VERSION, "SAE", model.digest, found.name, found.digest, feature, data.positive,
         data.negative, token, seed,
     )  # fmt: skip
-    with store._lock(key):
+    with progress.alone(key):
         if not (directions.folder() / f"{key}.safetensors").exists():
             _fit(model, data, found, layer, feature, token, seed, name, key)
     return key

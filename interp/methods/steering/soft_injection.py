@@ -74,7 +74,7 @@ def soft_injection(
     key = store.key_of(
         "task", VERSION, model.digest, data.positive, data.negative, steps, rate, seed, *([name] if name else [])
     )
-    with store._lock(key):
+    with progress.alone(key):
         if not path_of(key).exists():
             with hooks.alone():
                 keep(_fitted(model, data, steps, rate, seed, name), key)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp import Unsuitable, hooks, sae, store
+from interp import Unsuitable, hooks, progress, sae, store
 from interp import transport as kept
 from interp.batch import Arrays, Origin, run
 from interp.model import LanguageModel
@@ -356,7 +356,7 @@ def fitted(model: LanguageModel, reading: Reading) -> str:
     digests = [sae.load(each).digest for each in saes]
     key = store.key_of("transport", kept.VERSION, *_identity(reading), digests)
     path = kept.folder() / f"{key}.safetensors"
-    with store._lock(key):
+    with progress.alone(key):
         if path.exists():
             return key
         width = _width(model, reading)
